@@ -1,0 +1,89 @@
+"""What the operator tells the agents: the document `cluster.json` of ConfigMap `<cluster>-config`.
+
+Operator and agents of neighbouring versions must understand each other, so unknown fields are
+ignored and every field added later needs a default that means what its absence meant.
+Durations are seconds, sizes are bytes.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict
+
+
+class _Document(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="ignore")
+
+
+class InitdbConfig(_Document):
+    """How the first data directory is made."""
+
+    encoding: str = "UTF8"
+    locale: str = "C.UTF-8"
+    data_checksums: bool = True
+
+
+class LeaseConfig(_Document):
+    """Timing of the write authority: renew_deadline_s < duration_s."""
+
+    duration_s: float = 6.0
+    renew_interval_s: float = 1.0
+    renew_deadline_s: float = 4.0
+
+
+class SynchronousConfig(_Document):
+    """Synchronous replication by quorum."""
+
+    mode: Literal["none", "quorum"] = "none"
+    standbys: int = 1
+    when_unavailable: Literal["block", "degrade"] = "block"
+
+
+class FailoverConfig(_Document):
+    """When another instance may take over."""
+
+    automatic: bool = True
+    on_crash: Literal["restart", "failover"] = "restart"
+    maximum_lag_bytes: int = 16 * 1024 * 1024
+    lease: LeaseConfig = LeaseConfig()
+
+
+class DatabaseConfig(_Document):
+    """A declared database."""
+
+    name: str
+    owner: str
+    extensions: tuple[str, ...] = ()
+
+
+class UserConfig(_Document):
+    """A declared role; its password is key `password` of `password_secret`, or it has none."""
+
+    name: str
+    password_secret: str | None = None
+    member_of: tuple[str, ...] = ()
+
+
+class ClusterConfig(_Document):
+    """Everything of a PgCluster that an agent needs, without one API call."""
+
+    name: str
+    namespace: str
+    uid: str
+    instances: int
+    postgres_major: int = 17
+    # Already merged and checked by the operator: parameter name → value as in postgresql.conf.
+    parameters: dict[str, str] = {}
+    hba: tuple[str, ...] = ()
+    initdb: InitdbConfig = InitdbConfig()
+    wal_volume: bool = False
+    max_slot_wal_keep_size_bytes: int | None = None
+    synchronous: SynchronousConfig = SynchronousConfig()
+    failover: FailoverConfig = FailoverConfig()
+    databases: tuple[DatabaseConfig, ...] = ()
+    users: tuple[UserConfig, ...] = ()
+    read_only_pool: bool = True
+    paused: bool = False
+    # Known to the operator from status: protects a cluster whose Lease object was deleted.
+    system_identifier: str | None = None

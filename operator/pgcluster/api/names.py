@@ -1,0 +1,194 @@
+"""The one home of every name: API group, labels, annotations, ports, paths, derived objects.
+
+Nothing else in the project spells one of these out.
+"""
+
+from __future__ import annotations
+
+GROUP = "pgcluster.dev"
+VERSION = "v1"
+API_VERSION = f"{GROUP}/{VERSION}"
+KIND = "PgCluster"
+PLURAL = "pgclusters"
+
+# A StatefulSet's pods carry "<name>-<ordinal>" and a revision hash in labels of at most 63
+# characters; the derived Services add up to nine. 40 leaves room for all of them.
+MAX_CLUSTER_NAME = 40
+
+# --- labels -----------------------------------------------------------------------------------
+LABEL_CLUSTER = f"{GROUP}/cluster"
+LABEL_COMPONENT = f"{GROUP}/component"
+LABEL_ROLE = f"{GROUP}/role"
+COMPONENT_POSTGRES = "postgres"
+COMPONENT_PGBOUNCER = "pgbouncer"
+ROLE_PRIMARY = "primary"
+ROLE_STANDBY = "standby"
+MANAGED_BY = "pgcluster-operator"
+
+# --- annotations ------------------------------------------------------------------------------
+# On the Lease, written by its holder: the cluster's high-water mark.
+ANNOTATION_SYSTEM_ID = f"{GROUP}/system-identifier"
+ANNOTATION_TIMELINE = f"{GROUP}/timeline"
+ANNOTATION_WAL_POSITION = f"{GROUP}/wal-position"
+# On a postgres pod, written by its agent: one JSON document, see api/reports.py.
+ANNOTATION_INSTANCE = f"{GROUP}/instance"
+# On rendered objects: the hash of what they were rendered from.
+ANNOTATION_HASH = f"{GROUP}/spec-hash"
+
+# --- field managers of server-side apply ------------------------------------------------------
+MANAGER_OPERATOR = "pgcluster-operator"
+MANAGER_STATUS = "pgcluster-operator-status"
+MANAGER_NODE = "pgcluster-node"
+MANAGER_POOLER = "pgcluster-pooler"
+
+# --- ports ------------------------------------------------------------------------------------
+PORT_POSTGRES = 5432
+PORT_PGBOUNCER = 5432
+PORT_AGENT = 8008  # node and pooler agents: /livez /readyz /metrics /status
+PORT_OPERATOR = 8080  # operator: /livez /readyz /metrics
+
+# --- users of the operating system, as the images create them ---------------------------------
+UID_POSTGRES = 999
+UID_PGBOUNCER = 998
+UID_OPERATOR = 65532
+
+# --- roles and databases inside PostgreSQL ----------------------------------------------------
+DB_REPMGR = "repmgr"
+ROLE_REPMGR = "repmgr"  # superuser: repmgr needs it for its extension, slots and pg_rewind
+ROLE_POOLER = "pgcluster_pooler"  # runs auth_query and the poolers' probe, nothing else
+SCHEMA = "pgcluster"  # our functions, in database "postgres"
+RESERVED_ROLES = ("postgres", ROLE_REPMGR, ROLE_POOLER, "pgbouncer", "pgbouncer_stats")
+RESERVED_DATABASES = ("postgres", "template0", "template1", DB_REPMGR, "pgbouncer")
+READ_ONLY_SUFFIX = "_ro"
+
+# --- paths in a postgres pod ------------------------------------------------------------------
+VOLUME = "/var/lib/pgcluster"  # the instance's volume
+PGDATA = f"{VOLUME}/pgdata"
+VOLUME_LOCK = f"{VOLUME}/.lock"
+WAL_VOLUME = "/var/lib/pgcluster-wal"  # mounted only with spec.storage.walSize
+RUN = "/run/pgcluster"  # emptyDir: sockets and rendered configuration
+AGENT_SOCKET = f"{RUN}/agent.sock"
+PG_SOCKET_DIR = RUN
+POSTGRESQL_CONF = f"{RUN}/postgresql.conf"
+PG_HBA_CONF = f"{RUN}/pg_hba.conf"
+PG_IDENT_CONF = f"{RUN}/pg_ident.conf"
+REPMGR_CONF = f"{RUN}/repmgr.conf"  # the image links /etc/repmgr.conf to it
+PASSFILE = f"{RUN}/pgpass"
+HOSTS_FILE = f"{RUN}/hosts"
+AGENT_CLIENT = "/usr/local/bin/pgcluster-event"  # repmgr's commands call it
+
+# --- mounts shared by the pods ----------------------------------------------------------------
+CONFIG_DIR = "/etc/pgcluster/config"  # ConfigMap <cluster>-config
+CONFIG_KEY = "cluster.json"
+SECRETS_DIR = "/etc/pgcluster/secrets"  # one folder a Secret: repmgr/ pooler/ app/
+
+# --- paths in a pgbouncer pod -----------------------------------------------------------------
+PGBOUNCER_DIR = "/run/pgbouncer"  # emptyDir shared by pgbouncer and its agent
+PGBOUNCER_INI = f"{PGBOUNCER_DIR}/pgbouncer.ini"
+PGBOUNCER_DATABASES = f"{PGBOUNCER_DIR}/databases.ini"
+PGBOUNCER_USERLIST = f"{PGBOUNCER_DIR}/userlist.txt"
+PGBOUNCER_INI_KEY = "pgbouncer.ini"  # keys of ConfigMap <cluster>-pgbouncer
+DATABASES_KEY = "databases.ini"
+PGBOUNCER_ADMIN = "pgbouncer"
+PGBOUNCER_STATS = "pgbouncer_stats"
+
+
+# --- derived objects --------------------------------------------------------------------------
+def statefulset(cluster: str) -> str:
+    """StatefulSet of the instances; its pods are `pod(cluster, ordinal)`."""
+    return cluster
+
+
+def pod(cluster: str, ordinal: int) -> str:
+    """Pod of one instance, which is also its repmgr node name and Lease identity."""
+    return f"{cluster}-{ordinal}"
+
+
+def ordinal(pod_name: str) -> int:
+    """Ordinal of an instance from its pod's name; ValueError where there is none."""
+    return int(pod_name.rpartition("-")[2])
+
+
+def node_id(pod_name: str) -> int:
+    """repmgr's node id of an instance: stable, and ≥ 1 as repmgr wants it."""
+    return ordinal(pod_name) + 1
+
+
+def pod_of_node_id(cluster: str, node: int) -> str:
+    """Pod of the instance that repmgr knows as `node`."""
+    return pod(cluster, node - 1)
+
+
+def slot(pod_name: str) -> str:
+    """Replication slot that repmgr gives to an instance."""
+    return f"repmgr_slot_{node_id(pod_name)}"
+
+
+def primary_lease(cluster: str) -> str:
+    """Lease whose holder may write."""
+    return f"{cluster}-primary"
+
+
+def service_pool(cluster: str) -> str:
+    """The pool: the Service to use."""
+    return cluster
+
+
+def service_read_only(cluster: str) -> str:
+    """The pool again, for clients of the `<database>_ro` entries."""
+    return f"{cluster}-ro"
+
+
+def service_primary(cluster: str) -> str:
+    """The primary itself, past the pool."""
+    return f"{cluster}-primary"
+
+
+def service_nodes(cluster: str) -> str:
+    """Headless Service that gives each instance its stable name."""
+    return f"{cluster}-nodes"
+
+
+def pod_host(pod_name: str, cluster: str, namespace: str) -> str:
+    """Stable DNS name of an instance, as repmgr's conninfo has it."""
+    return f"{pod_name}.{service_nodes(cluster)}.{namespace}.svc"
+
+
+def config_map(cluster: str) -> str:
+    """What the agents of the instances need to know of the spec: key `cluster.json`."""
+    return f"{cluster}-config"
+
+
+def config_map_pgbouncer(cluster: str) -> str:
+    """pgbouncer's files: settings and the databases section that repmgr's events rewrite."""
+    return f"{cluster}-pgbouncer"
+
+
+def config_map_poolers(cluster: str) -> str:
+    """Reports of the poolers, one key a pod (their names are not known to RBAC beforehand)."""
+    return f"{cluster}-poolers"
+
+
+def secret_app(cluster: str) -> str:
+    """Credentials and URIs for the application."""
+    return f"{cluster}-app"
+
+
+def secret_repmgr(cluster: str) -> str:
+    """Password of role `repmgr`: key `password`."""
+    return f"{cluster}-repmgr"
+
+
+def secret_pooler(cluster: str) -> str:
+    """Passwords of pgbouncer: keys `auth-password`, `admin-password`, `stats-password`."""
+    return f"{cluster}-pooler"
+
+
+def service_account_postgres(cluster: str) -> str:
+    """ServiceAccount, Role and RoleBinding of the instances."""
+    return f"{cluster}-postgres"
+
+
+def pgbouncer(cluster: str) -> str:
+    """Deployment, ServiceAccount, Role, RoleBinding and PodDisruptionBudget of the poolers."""
+    return f"{cluster}-pgbouncer"

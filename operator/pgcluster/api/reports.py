@@ -1,0 +1,94 @@
+"""What the agents tell the operator, and each other.
+
+An instance writes its report as annotation `pgcluster.dev/instance` on its own pod, a pooler as
+one key of ConfigMap `<cluster>-poolers`. Both write on change only, so that a cluster at rest
+costs the API nothing; positions that move all the time are therefore coarse or absent.
+Unknown fields are ignored: operator and agents of neighbouring versions understand each other.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict
+
+# What an instance is doing, in the order of its life.
+InstanceState = Literal[
+    "waiting",  # for the Lease, a primary to clone from, the volume's lock: `reason` says which
+    "bootstrapping",
+    "cloning",
+    "rewinding",
+    "starting",
+    "running",
+    "promoting",
+    "stopping",
+    "fenced",  # it may not write and postgres was stopped for that
+    "refused",  # foreign data on the volume: nothing is touched
+]
+
+
+class _Report(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="ignore")
+
+
+class PromotionPhases(_Report):
+    """When each phase of the last promotion ended, RFC 3339 UTC with microseconds.
+
+    `detected` is when the promoted instance noticed the loss of its primary (or was asked to
+    take over), `gate` when it had the Lease, `promoted` when it accepted writes, `config` when
+    the pools' databases section named it.
+    """
+
+    primary: str
+    previous: str | None = None
+    timeline: int
+    epoch: int
+    cause: str = "failover"
+    detected: str | None = None
+    gate: str | None = None
+    promoted: str | None = None
+    config: str | None = None
+
+
+class InstanceReport(_Report):
+    """One instance as its agent sees it."""
+
+    pod: str
+    state: InstanceState
+    reason: str = ""
+    role: Literal["primary", "standby"] | None = None
+    ready: bool = False
+    timeline: int | None = None
+    system_identifier: str | None = None
+    # Replay lag in bytes, rounded up to 0, 64 KiB, 1 MiB, 16 MiB, 256 MiB, 4 GiB …; standbys only
+    lag_bytes: int | None = None
+    upstream: str | None = None  # pod that a standby streams from
+    repmgrd: bool = False
+    postgres_version: str | None = None  # such as "17.11"
+    pending_restart: tuple[str, ...] = ()  # parameters that wait for a restart
+    progress: str | None = None  # such as "clone: 412 of 2048 MiB"
+    promotion: PromotionPhases | None = None
+    # Declared users and databases that could not be made: name → reason (primary only)
+    failed_objects: dict[str, str] = {}
+    agent_version: str = ""
+
+
+class PoolerReport(_Report):
+    """One pooler as its agent sees it."""
+
+    pod: str
+    ready: bool = False
+    paused: bool = False
+    reason: str = ""
+    primary: str | None = None  # pod that its databases point at
+    epoch: int = 0  # of the applied databases section
+    applied_hash: str | None = None  # of databases.ini as applied and verified
+    settings_hash: str | None = None  # of pgbouncer.ini as applied and verified
+    # The last repointing, RFC 3339 UTC: PAUSE sent, databases section reloaded and verified,
+    # RESUME done, first transaction through this pool after it
+    paused_at: str | None = None
+    reloaded_at: str | None = None
+    resumed_at: str | None = None
+    first_transaction_at: str | None = None
+    pgbouncer_version: str | None = None
+    agent_version: str = ""

@@ -1,0 +1,285 @@
+"""The node agent: the only one that starts, stops and promotes postgres in its pod.
+
+One loop looks at what is, asks the pure tables (start.py, gate.py) what to do, and does one thing.
+Requests of repmgr and of people come in over the socket and go through the same tables.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import signal
+from collections.abc import Awaitable, Callable
+
+from pgcluster.api import names
+from pgcluster.api.config import ClusterConfig
+from pgcluster.api.errors import FatalError, PgClusterError, RetryError
+from pgcluster.kube.client import KubeClient
+from pgcluster.kube.resources import CONFIG_MAPS
+from pgcluster.node import files, http, ipc
+from pgcluster.node.clock import monotonic_s
+from pgcluster.node.instance import Instance
+from pgcluster.node.members import Reporter, candidate_document
+from pgcluster.node.metrics import Metrics
+from pgcluster.node.running import Running
+from pgcluster.node.server import VolumeLock
+from pgcluster.node.settings import Settings
+from pgcluster.node.stopped import Stopped
+
+log = logging.getLogger(__name__)
+
+_REPORT_EVERY_S = 0.5
+_ALIVE_WITHIN_S = 30.0
+# How long postgres stays down after `repmgr node service --action=stop` before the agent acts.
+_HANDS_OFF_S = 120.0
+
+
+class Agent:
+    """One instance. `run()` lives as long as the container."""
+
+    def __init__(self, settings: Settings, client: KubeClient, config: ClusterConfig) -> None:
+        self._settings = settings
+        self._client = client
+        self._wake = asyncio.Event()
+        self._stopping = asyncio.Event()
+        self._beat_s = monotonic_s()
+        self._instance = Instance(
+            settings, client, config, wake=self._wake, leaving=self._stopping.is_set
+        )
+        self._running = Running(self._instance, Metrics(self._instance.registry))
+        self._stopped = Stopped(self._instance)
+        self._reporter = Reporter(
+            client, namespace=settings.namespace, me=settings.pod, report=self._instance.report
+        )
+
+    # --- life ---------------------------------------------------------------------------------
+
+    async def run(self) -> None:
+        """Live until SIGTERM, then leave in order; FatalError where a part of it gave up."""
+        loop = asyncio.get_running_loop()
+        for sig in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(sig, self._stop)
+        runner = await http.serve(
+            alive=lambda: monotonic_s() - self._beat_s < _ALIVE_WITHIN_S,
+            ready=self._instance.ready,
+            status=self._status,
+            registry=self._instance.registry,
+        )
+        beat = asyncio.create_task(self._beat(), name="beat")
+        try:
+            await self._lock_volume()
+            if not self._stopping.is_set():
+                await self._live()
+        finally:
+            beat.cancel()
+            await runner.cleanup()
+
+    async def _live(self) -> None:
+        instance = self._instance
+        files.write_all(instance.config, instance.me)
+        files.write_hosts(instance.config, {instance.me: self._settings.pod_ip})
+        socket = await ipc.serve(names.AGENT_SOCKET, self._request)
+        instance.server.fence.start()
+        instance.members.follow(instance.config.instances)
+        background = [
+            asyncio.create_task(coroutine, name=name)
+            for name, coroutine in (
+                ("lease-watch", instance.lease.watch()),
+                ("lease-keep", instance.lease.keep()),
+                ("config-watch", self._watch_config()),
+                ("report", self._keep_reporting()),
+                ("events", instance.events.run()),
+            )
+        ]
+        loop = asyncio.create_task(self._loop(), name="loop")
+        stop = asyncio.create_task(self._stopping.wait(), name="stop")
+        ended, _ = await asyncio.wait(
+            [*background, loop, stop], return_when=asyncio.FIRST_COMPLETED
+        )
+        broken = [task for task in ended if task is not stop]
+        for task in broken:
+            error = None if task.cancelled() else task.exception()
+            log.critical("%s ended: please report it", task.get_name(), exc_info=error)
+        self._stop()
+        loop.cancel()
+        await asyncio.gather(loop, return_exceptions=True)
+        await self._leave()
+        for task in (*background, stop):
+            task.cancel()
+        await asyncio.gather(*background, stop, return_exceptions=True)
+        socket.close()
+        instance.server.fence.stop()
+        await instance.members.close()
+        if broken:
+            raise FatalError("a part of the agent ended")
+
+    def _stop(self) -> None:
+        self._stopping.set()
+        self._wake.set()
+
+    async def _lock_volume(self) -> None:
+        lock = VolumeLock()
+        while not lock.take() and not self._stopping.is_set():
+            self._instance.say("waiting", "another container still holds the volume")
+            log.info("another container still holds the volume")
+            await asyncio.sleep(0.5)
+
+    async def _beat(self) -> None:
+        """Proves to the kubelet that the event loop turns, and nothing else."""
+        while True:
+            self._beat_s = monotonic_s()
+            await asyncio.sleep(1)
+
+    async def _loop(self) -> None:
+        while not self._stopping.is_set():
+            self._wake.clear()
+            delay_s = await self._cycle()
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(delay_s):
+                    await self._wake.wait()
+
+    async def _cycle(self) -> float:
+        instance = self._instance
+        try:
+            instance.standing.holding = instance.lease.holding()
+            self._write_hosts()
+            if instance.server.running:
+                return await self._running.cycle()
+            return await self._stopped.cycle()
+        except PgClusterError as error:
+            log.info("%s", error)
+            if not instance.server.running:
+                instance.say("waiting", str(error))
+            return error.delay_s if isinstance(error, RetryError) else 5.0
+        except Exception:
+            log.exception("unexpected: please report it")
+            return 1.0
+
+    def _write_hosts(self) -> None:
+        instance = self._instance
+        addresses = {**instance.members.addresses(), instance.me: self._settings.pod_ip}
+        if files.write_hosts(instance.config, addresses):
+            log.info("the hosts file was rewritten", extra={"addresses": addresses})
+
+    async def _leave(self) -> None:
+        """Stop in order: repmgrd, postgres, then the Lease, so that nobody waits for it."""
+        self._instance.say("stopping", "the pod is being stopped")
+        await self._instance.stop_repmgrd()
+        await self._instance.stop_postgres()
+        await self._instance.lease.release()
+        with contextlib.suppress(PgClusterError, TimeoutError):
+            async with asyncio.timeout(2):
+                await self._reporter.write()
+
+    # --- requests over the socket -------------------------------------------------------------
+
+    async def _request(self, words: list[str]) -> tuple[bool, str]:
+        handlers: dict[str, Callable[[list[str]], Awaitable[tuple[bool, str]]]] = {
+            "gate": lambda _: self._instance.promotion.gate(),
+            "promote": lambda _: self._promote(),
+            "event": self._event,
+            "service": self._service,
+        }
+        handler = handlers.get(words[0])
+        if handler is None:
+            return False, f"unknown request {words[0]!r}"
+        return await handler(words[1:])
+
+    async def _event(self, words: list[str]) -> tuple[bool, str]:
+        """An event of repmgr: a hint to look, a Kubernetes Event, a metric."""
+        if len(words) < 3:
+            return False, "an event has a node, a name and whether it succeeded"
+        event, success = words[1], words[2] == "1"
+        log.info("repmgr event", extra={"event": event, "success": success})
+        if event == "repmgrd_upstream_disconnect":
+            self._instance.promotion.suspect()
+        self._instance.events.repmgr(self._instance.config, event=event, success=success)
+        self._wake.set()
+        return True, ""
+
+    async def _promote(self) -> tuple[bool, str]:
+        """The gate, the promotion, then the pools: service_promote_command."""
+        done, message = await self._instance.promotion.promote()
+        if done:
+            self._instance.duties.forget()
+            try:
+                await self._instance.point_pools()
+            except PgClusterError as error:
+                # The loop tries again; the promotion itself is done.
+                log.warning("the pools' databases section was not written: %s", error)
+            self._wake.set()
+        return done, message
+
+    async def _service(self, words: list[str]) -> tuple[bool, str]:
+        """What repmgr calls instead of pg_ctl."""
+        instance = self._instance
+        action = words[0] if words else ""
+        log.info("repmgr asks for postgres to %s", action)
+        if action == "reload":
+            instance.server.reload()
+            return True, ""
+        if action not in ("start", "stop", "restart"):
+            return False, f"unknown service action {action!r}"
+        if action in ("stop", "restart"):
+            # First of all, so that the loop does not take the end for a crash.
+            instance.hands_off_until_s = monotonic_s() + _HANDS_OFF_S
+            await instance.stop_postgres()
+        if action == "stop":
+            await instance.lease.release()
+            return True, ""
+        instance.hands_off_until_s = 0.0
+        if instance.rejoining and not instance.server.running:
+            await instance.server.start(primary_until_s=None)
+            return True, ""
+        self._wake.set()
+        return await self._until_running()
+
+    async def _until_running(self) -> tuple[bool, str]:
+        while not self._instance.in_service:
+            if self._stopping.is_set():
+                return False, "shutting down"
+            await asyncio.sleep(0.1)
+        return True, ""
+
+    # --- what comes and goes by the API -------------------------------------------------------
+
+    async def _status(self) -> str:
+        instance = self._instance
+        return candidate_document(
+            instance.candidate(), instance.report(), {"epoch": instance.lease.epoch}
+        )
+
+    async def _watch_config(self) -> None:
+        """Follow the cluster's configuration: a mounted ConfigMap lags by a minute or more."""
+        name = names.config_map(self._settings.cluster)
+        async for event in self._client.watch(CONFIG_MAPS, self._settings.namespace, name=name):
+            manifests = event.items if event.type == "SYNC" else [event.object]
+            if event.type in ("SYNC", "ADDED", "MODIFIED"):
+                for manifest in manifests:
+                    if text := ((manifest or {}).get("data") or {}).get(names.CONFIG_KEY):
+                        self._configure(text)
+
+    def _configure(self, text: str) -> None:
+        instance = self._instance
+        try:
+            config = ClusterConfig.model_validate_json(text)
+        except ValueError as error:
+            log.warning("the new configuration cannot be read, the old one stays: %s", error)
+            return
+        if config == instance.config:
+            return
+        instance.config = config
+        instance.members.follow(config.instances)
+        if files.write_all(config, instance.me) and instance.server.running:
+            instance.server.reload()
+            log.info("postgres was told to reload its configuration")
+        self._wake.set()
+
+    async def _keep_reporting(self) -> None:
+        while True:
+            try:
+                await self._reporter.write()
+            except PgClusterError as error:
+                log.info("the report was not written: %s", error)
+            await asyncio.sleep(_REPORT_EVERY_S)

@@ -1,0 +1,227 @@
+"""What a running instance sees to, again and again: as a primary, and as a standby.
+
+Level-triggered: each duty compares what should be with what is and acts on the difference, so that
+it does not matter which event was missed or which step was cut off.
+"""
+
+from __future__ import annotations
+
+import base64
+import logging
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import psycopg
+
+from pgcluster.api import names
+from pgcluster.api.config import ClusterConfig
+from pgcluster.api.errors import RetryError
+from pgcluster.kube.client import KubeClient
+from pgcluster.kube.resources import CONFIG_MAPS, SECRETS
+from pgcluster.node.files import read_secret
+from pgcluster.node.members import Members, patch_pod
+from pgcluster.postgres import roles
+from pgcluster.postgres.local import LocalPostgres
+from pgcluster.render import pgbouncer as render_pgbouncer
+from pgcluster.render import repmgr as render_repmgr
+from pgcluster.repmgr import Repmgr
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """This instance's row of repmgr.nodes, as far as it matters."""
+
+    type: str
+    active: bool
+    conninfo: str
+    upstream: int | None
+
+
+class Duties:
+    """The duties of one instance; `config` gives the configuration in force."""
+
+    def __init__(
+        self,
+        client: KubeClient,
+        members: Members,
+        local: LocalPostgres,
+        config: Callable[[], ClusterConfig],
+        *,
+        me: str,
+        address: str,
+    ) -> None:
+        self._client = client
+        self._members = members
+        self._local = local
+        self._config = config
+        self._me = me
+        self._address = address
+        self._repmgr_database = LocalPostgres(names.DB_REPMGR)
+        self._roles_done: ClusterConfig | None = None
+        self._databases_written: str | None = None
+        self.failed_objects: dict[str, str] = {}
+
+    @property
+    def repmgr(self) -> Repmgr:
+        """repmgr with this instance's configuration."""
+        return Repmgr(render_repmgr.bindir(self._config().postgres_major))
+
+    async def close(self) -> None:
+        """Drop the connection, for instance because the server is about to stop."""
+        await self._repmgr_database.close()
+
+    def forget(self) -> None:
+        """Look at everything again: the role has changed."""
+        self._roles_done = None
+        self._databases_written = None
+
+    # --- primary ------------------------------------------------------------------------------
+
+    async def point_pools_here(self, *, epoch: int, timeline: int) -> bool:
+        """Make the pools' databases section name this instance; True where it was written.
+
+        The write is forced: whoever holds the Lease is right.
+        """
+        config = self._config()
+        target = render_pgbouncer.PoolTarget(
+            primary=self._me,
+            primary_host=self._address,
+            standby_hosts=self._standby_addresses(),
+            epoch=epoch,
+            timeline=timeline,
+        )
+        content = render_pgbouncer.databases_ini(config, target)
+        if content == self._databases_written:
+            return False
+        name = names.config_map_pgbouncer(config.name)
+        await self._client.apply(
+            CONFIG_MAPS,
+            {
+                "apiVersion": "v1",
+                "kind": "ConfigMap",
+                "metadata": {"name": name, "namespace": config.namespace},
+                "data": {names.DATABASES_KEY: content},
+            },
+            manager=names.MANAGER_NODE,
+        )
+        self._databases_written = content
+        log.info("the pools' databases section names this instance", extra={"epoch": epoch})
+        return True
+
+    def _standby_addresses(self) -> tuple[str, ...]:
+        reports = self._members.reports()
+        return tuple(
+            address
+            for pod, address in sorted(self._members.addresses().items())
+            if pod != self._me
+            and (report := reports.get(pod)) is not None
+            and report.role == "standby"
+            and report.ready
+        )
+
+    async def claim_label(self) -> None:
+        """Take the primary's label from every other instance, for the direct Service."""
+        for pod in self._members.labelled_primary():
+            if pod != self._me:
+                await patch_pod(
+                    self._client, self._config().namespace, pod, labels={names.LABEL_ROLE: None}
+                )
+
+    async def ensure_roles(self) -> None:
+        """Make the roles, databases and functions that are configured; RetryError on trouble."""
+        config = self._config()
+        if self._roles_done == config:
+            return
+        try:
+            await roles.ensure_internal(
+                repmgr_password=read_secret("repmgr", "password"),
+                pooler_password=read_secret("pooler", "auth-password"),
+            )
+            passwords = {}
+            for user in config.users:
+                if user.password_secret is not None:
+                    passwords[user.name] = await self._password(user.password_secret)
+            self.failed_objects = await roles.ensure_declared(
+                config.users, config.databases, passwords
+            )
+        except psycopg.Error as error:
+            raise RetryError(f"roles and databases were not made: {error}") from error
+        if not self.failed_objects:
+            self._roles_done = config
+        else:
+            log.warning("not made: %s", self.failed_objects)
+
+    async def _password(self, secret: str) -> str:
+        manifest = await self._client.get(SECRETS, secret, self._config().namespace)
+        encoded = ((manifest or {}).get("data") or {}).get("password")
+        if not encoded:
+            raise RetryError(f"Secret {secret} with key password is missing", delay_s=5)
+        return base64.b64decode(encoded).decode()
+
+    async def ensure_primary_row(self) -> None:
+        """Register this instance as the primary where repmgr does not know it as one."""
+        row = await self._row()
+        if row == Row("primary", True, self._conninfo(), None):
+            return
+        result = await self.repmgr.primary_register()
+        if result.status != 0:
+            raise RetryError(f"repmgr primary register failed: {result.last_line}")
+
+    async def drop_stale_slots(self) -> None:
+        """Drop slots of instances that are no more; they would keep WAL for ever."""
+        known = {
+            names.slot(names.pod(self._config().name, ordinal))
+            for ordinal in range(self._config().instances)
+        } - {names.slot(self._me)}
+        for row in await self._local.query(
+            "SELECT slot_name FROM pg_replication_slots"
+            " WHERE NOT active AND slot_name LIKE 'repmgr_slot_%%' AND slot_name <> ALL(%s)",
+            sorted(known),
+        ):
+            await self._local.query("SELECT pg_drop_replication_slot(%s)", row["slot_name"])
+            log.info("dropped a stale slot", extra={"slot": row["slot_name"]})
+
+    # --- standby ------------------------------------------------------------------------------
+
+    async def ensure_standby_row(self, upstream: str) -> None:
+        """Register this instance as a standby of `upstream` where repmgr does not know it so."""
+        row = await self._row()
+        if row == Row("standby", True, self._conninfo(), names.node_id(upstream)):
+            return
+        result = await self.repmgr.standby_register(upstream)
+        if result.status != 0:
+            raise RetryError(f"repmgr standby register failed: {result.last_line}")
+
+    async def drop_own_slots(self) -> None:
+        """A standby serves no walsender here: slots from its time as primary only keep WAL."""
+        for row in await self._local.query(
+            "SELECT slot_name FROM pg_replication_slots"
+            " WHERE NOT active AND slot_name LIKE 'repmgr_slot_%%'"
+        ):
+            await self._local.query("SELECT pg_drop_replication_slot(%s)", row["slot_name"])
+            log.info("dropped a slot of this former primary", extra={"slot": row["slot_name"]})
+
+    # --- both ---------------------------------------------------------------------------------
+
+    def _conninfo(self) -> str:
+        config = self._config()
+        return render_repmgr.conninfo(names.pod_host(self._me, config.name, config.namespace))
+
+    async def _row(self) -> Row | None:
+        """This instance's row as its own copy of repmgr's table has it; None where it has none."""
+        try:
+            rows = await self._repmgr_database.query(
+                "SELECT type, active, conninfo, upstream_node_id FROM repmgr.nodes"
+                " WHERE node_id = %s",
+                names.node_id(self._me),
+            )
+        except RetryError:
+            # Before the first registration there is neither table nor database.
+            return None
+        if not rows:
+            return None
+        return Row(
+            rows[0]["type"], rows[0]["active"], rows[0]["conninfo"], rows[0]["upstream_node_id"]
+        )

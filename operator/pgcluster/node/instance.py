@@ -1,0 +1,201 @@
+"""Everything of one instance that the agent's loop, its start and its requests share."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import signal
+from collections.abc import Callable
+
+from prometheus_client import CollectorRegistry
+
+from pgcluster import __version__
+from pgcluster.api.config import ClusterConfig, LeaseConfig
+from pgcluster.api.reports import InstanceReport, InstanceState
+from pgcluster.api.wal import WalPoint
+from pgcluster.kube.client import KubeClient
+from pgcluster.node.clock import monotonic_s
+from pgcluster.node.duties import Duties
+from pgcluster.node.events import Events
+from pgcluster.node.lease import LeaseKeeper
+from pgcluster.node.members import Members
+from pgcluster.node.processes import Child
+from pgcluster.node.promotion import Promotion
+from pgcluster.node.server import Server
+from pgcluster.node.settings import Settings
+from pgcluster.node.standing import Standing
+from pgcluster.postgres.local import Observation
+from pgcluster.topology.election import Candidate
+
+log = logging.getLogger(__name__)
+
+
+class Instance:
+    """The parts, wired to one another, and the few facts that outlive one look at the world.
+
+    `wake` ends the loop's pause; `leaving` tells whether the pod is being stopped.
+    """
+
+    def __init__(
+        self,
+        settings: Settings,
+        client: KubeClient,
+        config: ClusterConfig,
+        *,
+        wake: asyncio.Event,
+        leaving: Callable[[], bool],
+    ) -> None:
+        self.me = settings.pod
+        self.settings = settings
+        self.config = config
+        self.leaving = leaving
+        self.started_s = monotonic_s()
+        self.standing = Standing()
+        self.registry = CollectorRegistry()
+        self.server = Server(lambda: self.config, self.me, ended=wake)
+        self.repmgrd = Child("repmgrd", ended=wake)
+        self.lease = LeaseKeeper(
+            client,
+            cluster=settings.cluster,
+            namespace=settings.namespace,
+            me=self.me,
+            timing=self._timing,
+            mark=self._mark,
+            renewed=self.server.fence.extend,
+            changed=wake,
+        )
+        self.members = Members(
+            client,
+            cluster=settings.cluster,
+            namespace=settings.namespace,
+            me=self.me,
+            changed=wake,
+        )
+        self.duties = Duties(
+            client,
+            self.members,
+            self.server.local,
+            lambda: self.config,
+            me=self.me,
+            address=settings.pod_ip,
+        )
+        self.promotion = Promotion(
+            me=self.me,
+            config=lambda: self.config,
+            lease=self.lease,
+            members=self.members,
+            server=self.server,
+            standing=self.standing,
+            leaving=leaving,
+        )
+        self.events = Events(client, self.me, self.registry)
+        # A rewind was tried since this data directory was last in service.
+        self.rewind_failed = False
+        # The history here has parted from the cluster's.
+        self.must_rejoin = False
+        # `repmgr node rejoin` runs and will ask for a start.
+        self.rejoining = False
+        # postgres was in service, and nobody has asked it to stop.
+        self.in_service = False
+        # Until when postgres stays down because somebody asked for that.
+        self.hands_off_until_s = 0.0
+        # The end of WAL that a clean stop of this primary has left.
+        self.final_point: WalPoint | None = None
+
+    # --- what others ask ----------------------------------------------------------------------
+
+    def report(self) -> InstanceReport:
+        """This instance as it is now."""
+        return self.standing.report(
+            self.me, maximum_lag_bytes=self.config.failover.maximum_lag_bytes, version=__version__
+        )
+
+    def ready(self) -> tuple[bool, str]:
+        """Whether this instance is in its role, and why (not)."""
+        if self.leaving():
+            return False, "shutting down"
+        return self.standing.ready(self.config.failover.maximum_lag_bytes)
+
+    def candidate(self) -> Candidate:
+        """This instance as the other agents' elections see it."""
+        return Candidate(
+            self.standing.system_identifier,
+            self.standing.point,
+            barred=self.leaving()
+            or self.must_rejoin
+            or self.standing.state in ("cloning", "rewinding", "refused", "fenced"),
+        )
+
+    def say(self, state: InstanceState, reason: str) -> None:
+        """Tell what this instance is doing, and why."""
+        self.standing.state = state
+        self.standing.reason = reason
+
+    # --- steps that more than one caller takes ------------------------------------------------
+
+    def serving(self, observed: Observation) -> None:
+        """postgres has been started and answers."""
+        self.standing.see(observed)
+        self.standing.holding = self.lease.holding()
+        self.final_point = None
+        self.in_service = True
+        self.duties.forget()
+        self.say("running", "postgres runs")
+
+    async def stop_postgres(self) -> None:
+        """A clean stop, which leaves the exact end of WAL for the Lease's mark."""
+        if not self.server.running:
+            return
+        was_primary = self.standing.primary
+        self.in_service = False
+        if was_primary:
+            await self.server.checkpoint()
+        await self.duties.close()
+        await self.server.stop()
+        self.standing.control = await self.server.control()
+        self.standing.observed = None
+        if was_primary and self.standing.control is not None:
+            self.final_point = self.standing.control.point
+
+    async def stop_at_once(self) -> None:
+        """A stop that waits for nobody; the next start recovers."""
+        self.in_service = False
+        await self.duties.close()
+        await self.server.stop(fast=False)
+        self.standing.observed = None
+
+    async def keep_repmgrd(self) -> None:
+        """Have repmgrd run."""
+        if not self.repmgrd.running:
+            await self.repmgrd.start(self.duties.repmgr.daemon(), env=os.environ)
+        self.standing.repmgrd = self.repmgrd.running
+
+    async def stop_repmgrd(self) -> None:
+        """Have repmgrd not run."""
+        await self.repmgrd.stop(signal.SIGTERM, within_s=5)
+        self.standing.repmgrd = False
+
+    async def point_pools(self) -> bool:
+        """Tell the pools that this instance is the primary; True where that was news to them."""
+        seen = self.standing.observed
+        if seen is None:
+            return False
+        written = await self.duties.point_pools_here(
+            epoch=self.lease.epoch, timeline=seen.point.timeline
+        )
+        if written:
+            self.promotion.note_config()
+        return written
+
+    def _timing(self) -> LeaseConfig:
+        return self.config.failover.lease
+
+    def _mark(self) -> tuple[str | None, WalPoint | None]:
+        """What the Lease's holder writes into it: only what a primary can vouch for."""
+        standing = self.standing
+        if self.final_point is not None:
+            return standing.system_identifier, self.final_point
+        if standing.observed is not None and not standing.observed.in_recovery:
+            return standing.system_identifier, standing.point
+        return standing.system_identifier, None

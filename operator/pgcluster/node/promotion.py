@@ -1,0 +1,186 @@
+"""Becoming the primary: the gate's shell, the promotion behind it, and when each phase ended."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable
+
+from pgcluster.api import names
+from pgcluster.api.config import ClusterConfig
+from pgcluster.api.reports import PromotionPhases
+from pgcluster.node.clock import monotonic_s, utc_now
+from pgcluster.node.gate import Deny, GateFacts, Pass, Take, decide_gate
+from pgcluster.node.lease import LeaseKeeper
+from pgcluster.node.members import Members
+from pgcluster.node.server import Server
+from pgcluster.node.standing import Standing
+from pgcluster.postgres.local import Observation, serves_as_primary
+from pgcluster.render import repmgr as render_repmgr
+
+log = logging.getLogger(__name__)
+
+# Less than repmgr's primary_notification_timeout, and than the client's own deadline.
+_GATE_DEADLINE_S = 50.0
+_GATE_POLL_S = 0.1
+_ANSWER_IS_FRESH_S = 1.0
+
+
+class Promotion:
+    """The way of this instance from standby to primary.
+
+    `leaving` is whether the pod is being stopped; `promoted` is called, once an epoch, as soon as
+    this instance accepts writes.
+    """
+
+    def __init__(
+        self,
+        *,
+        me: str,
+        config: Callable[[], ClusterConfig],
+        lease: LeaseKeeper,
+        members: Members,
+        server: Server,
+        standing: Standing,
+        leaving: Callable[[], bool],
+    ) -> None:
+        self._me = me
+        self._config = config
+        self._lease = lease
+        self._members = members
+        self._server = server
+        self._standing = standing
+        self._leaving = leaving
+        self._lock = asyncio.Lock()
+        self._detected: str | None = None
+        self._passed: str | None = None
+        self.followed: str | None = None  # the primary that this instance followed last
+        self._answer: tuple[str, float, bool] | None = None
+        self._probe: asyncio.Task[bool] | None = None
+
+    @property
+    def under_way(self) -> bool:
+        """Whether a promotion is being tried right now."""
+        return self._lock.locked()
+
+    def suspect(self) -> None:
+        """The primary may be lost: the first word of it is when the failover began."""
+        if self._detected is None:
+            self._detected = utc_now()
+
+    def all_well(self, upstream: str) -> None:
+        """This instance streams from `upstream`: whatever was suspected is over."""
+        self._detected = None
+        self._passed = None
+        self.followed = upstream
+
+    async def gate(self) -> tuple[bool, str]:
+        """Block until this instance holds the Lease (True) or is refused, with the reason."""
+        self.suspect()
+        deadline_s = monotonic_s() + _GATE_DEADLINE_S
+        said = ""
+        while monotonic_s() < deadline_s:
+            verdict = decide_gate(self._facts())
+            if verdict.reason != said:
+                said = verdict.reason
+                log.info("gate: %s", said, extra={"verdict": type(verdict).__name__})
+            match verdict:
+                case Pass():
+                    return True, said
+                case Deny():
+                    return False, said
+                case Take():
+                    if await self._lease.take():
+                        self._passed = utc_now()
+                        continue
+            await asyncio.sleep(_GATE_POLL_S)
+        return False, f"gave up after {_GATE_DEADLINE_S:g} s: {said}"
+
+    async def promote(self) -> tuple[bool, str]:
+        """The gate, then the promotion; nothing of it by a second caller at the same time."""
+        async with self._lock:
+            passed, reason = await self.gate()
+            if not passed:
+                return False, reason
+            until_s = self._lease.valid_until_s
+            if until_s is None:
+                return False, "the Lease was lost before the promotion"
+            trouble = await self._server.promote(until_s)
+            if trouble is not None:
+                return False, trouble
+            observed = await self._server.local.observe()
+            self._standing.see(observed)
+            self._standing.holding = self._lease.holding()
+            self.note(observed)
+            return True, "promoted"
+
+    def note(self, observed: Observation) -> bool:
+        """Record that this instance is the primary of this epoch; False where that is not news."""
+        known = self._standing.promotion
+        if known is not None and known.epoch == self._lease.epoch:
+            return False
+        failover = self.followed not in (None, self._me) and self._detected is not None
+        self._standing.promotion = PromotionPhases(
+            primary=self._me,
+            previous=self.followed if failover else None,
+            timeline=observed.point.timeline,
+            epoch=self._lease.epoch,
+            cause="failover" if failover else "start",
+            detected=self._detected,
+            gate=self._passed,
+            promoted=utc_now(),
+        )
+        self._detected = None
+        self._passed = None
+        self.followed = None
+        self._standing.upstream = None
+        log.info(
+            "this instance is the primary",
+            extra={"timeline": observed.point.timeline, "epoch": self._lease.epoch},
+        )
+        return True
+
+    def note_config(self) -> None:
+        """Record when the pools' databases section first named this primary."""
+        known = self._standing.promotion
+        if known is not None and known.config is None:
+            self._standing.promotion = known.model_copy(update={"config": utc_now()})
+
+    async def ask(self, holder: str) -> bool:
+        """Whether the Lease's holder answers as a primary, asked now by its pod's address."""
+        address = self._members.addresses().get(holder)
+        serves = address is not None and await serves_as_primary(render_repmgr.conninfo(address))
+        self._answer = (holder, monotonic_s(), serves)
+        return serves
+
+    def _facts(self) -> GateFacts:
+        lease = self._lease.view
+        now_s = monotonic_s()
+        serves = None
+        if lease is not None and lease.held_by_other(self._me, now_s):
+            serves = self._last_answer(lease.record.holder)
+        return GateFacts(
+            me=self._me,
+            now_s=now_s,
+            lease=lease,
+            holding=self._lease.holding(),
+            point=self._standing.point if self._server.running else None,
+            system_identifier=self._standing.system_identifier,
+            maximum_lag_bytes=self._config().failover.maximum_lag_bytes,
+            holder_serves=serves,
+            leaving=self._leaving(),
+        )
+
+    def _last_answer(self, holder: str) -> bool | None:
+        """A probe runs beside the gate, which must notice a released Lease meanwhile."""
+        if self._probe is None or self._probe.done():
+            self._probe = asyncio.create_task(self.ask(holder), name=f"probe-{holder}")
+        if self._answer is None or self._answer[0] != holder:
+            return None
+        _, asked_s, serves = self._answer
+        return serves if monotonic_s() - asked_s < _ANSWER_IS_FRESH_S else None
+
+
+def host(pod: str, config: ClusterConfig) -> str:
+    """Stable name of an instance of this cluster."""
+    return names.pod_host(pod, config.name, config.namespace)

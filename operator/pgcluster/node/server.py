@@ -1,0 +1,147 @@
+"""postgres of this instance: started in one role or the other, stopped in one of three ways."""
+
+from __future__ import annotations
+
+import asyncio
+import fcntl
+import logging
+import os
+import signal
+from collections.abc import Callable
+from pathlib import Path
+
+from pgcluster.api import names
+from pgcluster.api.config import ClusterConfig
+from pgcluster.api.errors import RetryError
+from pgcluster.node.clock import monotonic_s
+from pgcluster.node.data import DataDirectories
+from pgcluster.node.fence import Fence
+from pgcluster.node.processes import Child, clear_survivors
+from pgcluster.postgres import control
+from pgcluster.postgres.control import ControlData
+from pgcluster.postgres.local import LocalPostgres, Observation
+from pgcluster.proc import run
+from pgcluster.render import repmgr as render_repmgr
+
+log = logging.getLogger(__name__)
+
+_POLL_S = 0.02
+# A fast shutdown writes a checkpoint, which takes as long as there are dirty buffers.
+_FAST_STOP_S = 90.0
+_IMMEDIATE_STOP_S = 2.0
+
+
+class VolumeLock:
+    """One postgres a volume: held as long as anything of this container lives.
+
+    Containers see one volume from different PID namespaces, so postmaster.pid proves nothing.
+    The descriptor is inherited by postgres, whose survivors therefore keep the lock too.
+    """
+
+    def __init__(self, path: Path = Path(names.VOLUME_LOCK)) -> None:
+        self._path = path
+        self._handle: int | None = None
+
+    def take(self) -> bool:
+        """Try to take the lock; False while another container holds it."""
+        if self._handle is None:
+            self._handle = os.open(self._path, os.O_RDWR | os.O_CREAT, 0o600)
+            os.set_inheritable(self._handle, True)
+        try:
+            fcntl.flock(self._handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return False
+        return True
+
+
+class Server:
+    """The postmaster, its data directory, and the fence that watches it as a primary."""
+
+    def __init__(
+        self, config: Callable[[], ClusterConfig], instance: str, *, ended: asyncio.Event
+    ) -> None:
+        self._config = config
+        self.data = DataDirectories(config, instance)
+        self.local = LocalPostgres()
+        self.child = Child("postgres", ended=ended)
+        self.fence = Fence(monotonic_s, self.data.standby_signal)
+
+    @property
+    def running(self) -> bool:
+        """Whether there is a postmaster."""
+        return self.child.running
+
+    @property
+    def _bindir(self) -> str:
+        return render_repmgr.bindir(self._config().postgres_major)
+
+    async def control(self) -> ControlData | None:
+        """What the stopped data directory is; None where there is none."""
+        return await control.read(self._bindir, self.data.current)
+
+    async def start(self, *, primary_until_s: float | None) -> Observation:
+        """Start postgres and wait until it answers, however long its recovery takes.
+
+        `primary_until_s` is the fence's deadline for a start as primary; None starts a standby,
+        with standby.signal in place before anything runs. RetryError where it ended instead.
+        """
+        if primary_until_s is None:
+            self.data.put_standby_signal()
+        else:
+            self.data.remove_standby_signal()
+        await clear_survivors(self.data.current)
+        await self.child.start(
+            [
+                f"{self._bindir}/postgres",
+                "-D",
+                str(self.data.current),
+                "-c",
+                f"config_file={names.POSTGRESQL_CONF}",
+            ],
+            env=os.environ,
+        )
+        self.fence.disarm()
+        if primary_until_s is not None and self.child.pid is not None:
+            self.fence.arm(self.child.pid, primary_until_s)
+        return await self._answering()
+
+    async def _answering(self) -> Observation:
+        while self.child.running:
+            try:
+                return await self.local.observe()
+            except RetryError:
+                await asyncio.sleep(_POLL_S)
+        raise RetryError(f"postgres ended while starting, status {self.child.last_status}")
+
+    async def promote(self, until_s: float) -> str | None:
+        """Turn a standby into the primary under the fence; the reason where that failed."""
+        if self.child.pid is None:
+            return "postgres does not run"
+        self.fence.arm(self.child.pid, until_s)
+        result = await run(
+            [f"{self._bindir}/pg_ctl", "-D", str(self.data.current), "-w", "-t", "60", "promote"],
+            deadline_s=65,
+        )
+        return None if result.status == 0 else f"pg_ctl promote failed: {result.last_line}"
+
+    async def stop(self, *, fast: bool = True) -> None:
+        """Stop postgres: fast (a clean end, clients are cut), or at once (recovery follows)."""
+        await self.local.close()
+        if fast:
+            await self.child.stop(signal.SIGINT, within_s=_FAST_STOP_S)
+        else:
+            await self.child.stop(signal.SIGQUIT, within_s=_IMMEDIATE_STOP_S)
+        await clear_survivors(self.data.current)
+        self.fence.disarm()
+
+    async def checkpoint(self) -> None:
+        """Write dirty buffers now, so that the shutdown that follows is short."""
+        try:
+            await self.local.query("CHECKPOINT")
+        except RetryError as error:
+            # It goes on by itself after our deadline, and the shutdown makes its own.
+            log.info("the checkpoint before the stop was not waited for: %s", error)
+
+    def reload(self) -> None:
+        """Make postgres read its configuration again."""
+        self.child.signal(signal.SIGHUP)

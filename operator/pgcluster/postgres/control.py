@@ -1,0 +1,72 @@
+"""What a data directory is, read without a running server."""
+
+from __future__ import annotations
+
+import os
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+from pgcluster.api.errors import FatalError, RetryError
+from pgcluster.api.wal import Lsn, WalPoint
+from pgcluster.proc import run
+
+
+@dataclass(frozen=True, slots=True)
+class ControlData:
+    """The part of pg_controldata's output that decisions need.
+
+    `point` is the newest position that the control file vouches for: the last checkpoint of a
+    former primary, the minimum recovery end of a former standby, whichever is later.
+    """
+
+    system_identifier: str
+    state: str
+    point: WalPoint
+    checksums: bool
+
+    @property
+    def was_primary(self) -> bool:
+        """Whether the directory last ran as a primary."""
+        return self.state in ("in production", "shut down", "shutting down", "in crash recovery")
+
+    @property
+    def clean(self) -> bool:
+        """Whether it was shut down in order."""
+        return self.state in ("shut down", "shut down in recovery")
+
+
+def parse(output: str) -> ControlData:
+    """Parse `pg_controldata` in the C locale; FatalError where a field is missing."""
+    fields = dict(re.findall(r"^([^:\n]+):\s+(.*?)\s*$", output, re.MULTILINE))
+    try:
+        checkpoint = WalPoint(
+            int(fields["Latest checkpoint's TimeLineID"]),
+            Lsn.parse(fields["Latest checkpoint location"]),
+        )
+        recovered = WalPoint(
+            int(fields["Min recovery ending loc's timeline"]),
+            Lsn.parse(fields["Minimum recovery ending location"]),
+        )
+        return ControlData(
+            system_identifier=fields["Database system identifier"],
+            state=fields["Database cluster state"],
+            point=max(checkpoint, recovered),
+            checksums=fields.get("Data page checksum version", "0") != "0",
+        )
+    except (KeyError, ValueError) as error:
+        raise FatalError(f"pg_controldata printed something unexpected: {error}") from error
+
+
+async def read(bindir: str, directory: Path) -> ControlData | None:
+    """Control data of `directory`; None where it holds no complete cluster."""
+    if not (directory / "PG_VERSION").exists() or not (directory / "global/pg_control").exists():
+        return None
+    result = await run(
+        [f"{bindir}/pg_controldata", "-D", str(directory)],
+        deadline_s=10,
+        env={**os.environ, "LC_ALL": "C"},
+    )
+    if result.status != 0:
+        raise RetryError(f"pg_controldata failed: {result.last_line}")
+    return parse(result.output)

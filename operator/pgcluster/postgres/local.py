@@ -1,0 +1,145 @@
+"""The instance's own PostgreSQL, asked over the local socket as superuser `postgres`."""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import dataclass
+from typing import Any, LiteralString
+
+import psycopg
+from psycopg.rows import dict_row
+
+from pgcluster.api import names
+from pgcluster.api.errors import RetryError
+from pgcluster.api.wal import Lsn, WalPoint
+
+# What a healthy server answers in far less; a frozen one must not hold up the agent's loop.
+_DEADLINE_S = 3.0
+
+# One round trip for everything that the agent looks at each second.
+_OBSERVE: LiteralString = """
+SELECT r AS in_recovery,
+       CASE WHEN r THEN greatest(w.received_tli, t.timeline_id, c.min_recovery_end_timeline)
+            -- the control file names the new timeline only after the first checkpoint on it
+            ELSE ('x' || left(pg_walfile_name(pg_current_wal_lsn()), 8))::bit(32)::int
+       END AS timeline,
+       CASE WHEN r THEN coalesce(pg_last_wal_receive_lsn(), pg_last_wal_replay_lsn())
+            ELSE pg_current_wal_flush_lsn() END::text AS lsn,
+       CASE WHEN r THEN pg_last_wal_replay_lsn() END::text AS replayed,
+       w.status AS receiver, w.sender_host AS upstream_host, w.latest_end_lsn::text AS latest_end,
+       (SELECT array_agg(name ORDER BY name) FROM pg_settings WHERE pending_restart) AS pending,
+       current_setting('server_version') AS version,
+       s.system_identifier::text AS system_identifier
+FROM pg_is_in_recovery() AS r, pg_control_checkpoint() AS t, pg_control_recovery() AS c,
+     pg_control_system() AS s
+     LEFT JOIN pg_stat_wal_receiver AS w ON true
+"""
+
+
+@dataclass(frozen=True, slots=True)
+class Observation:
+    """The local server at one moment.
+
+    `point` is what a primary has flushed, or what a standby has received (replayed, where it has
+    received nothing since it started); a standby that is not connected may name an older timeline
+    than it has reached, never a newer one. `lag_bytes` is between what the upstream last announced
+    and what is replayed here.
+    """
+
+    in_recovery: bool
+    system_identifier: str
+    point: WalPoint
+    streaming: bool
+    upstream_host: str | None
+    lag_bytes: int | None
+    pending_restart: tuple[str, ...]
+    version: str
+
+
+def socket_conninfo(database: str) -> str:
+    """How the agent itself connects: peer authentication, no password."""
+    return (
+        f"host={names.PG_SOCKET_DIR} port={names.PORT_POSTGRES} user=postgres dbname={database} "
+        "connect_timeout=2 application_name=pgcluster-node"
+    )
+
+
+class LocalPostgres:
+    """A connection to the local server that is opened when needed and dropped on any doubt."""
+
+    def __init__(self, database: str = "postgres") -> None:
+        self._database = database
+        self._connection: psycopg.AsyncConnection[dict[str, Any]] | None = None
+        self._lock = asyncio.Lock()
+
+    async def observe(self) -> Observation:
+        """Look at the server; RetryError where it does not answer in time."""
+        rows = await self.query(_OBSERVE)
+        return _observation(rows[0])
+
+    async def query(self, statement: LiteralString, *values: object) -> list[dict[str, Any]]:
+        """Run one statement; RetryError where its answer cannot be had."""
+        async with self._lock:
+            try:
+                async with asyncio.timeout(_DEADLINE_S):
+                    connection = await self._connected()
+                    cursor = await connection.execute(statement, values or None)
+                    return await cursor.fetchall() if cursor.description else []
+            except (psycopg.Error, OSError, TimeoutError) as error:
+                await self._drop()
+                raise RetryError(f"postgres does not answer: {_sentence(error)}") from error
+            except BaseException:
+                await self._drop()
+                raise
+
+    async def close(self) -> None:
+        """Drop the connection, for instance because the server is about to stop."""
+        await self._drop()
+
+    async def _connected(self) -> psycopg.AsyncConnection[dict[str, Any]]:
+        if self._connection is None or self._connection.closed:
+            self._connection = await psycopg.AsyncConnection.connect(
+                socket_conninfo(self._database), autocommit=True, row_factory=dict_row
+            )
+        return self._connection
+
+    async def _drop(self) -> None:
+        connection, self._connection = self._connection, None
+        if connection is not None:
+            await connection.close()
+
+
+def _observation(row: dict[str, Any]) -> Observation:
+    in_recovery = bool(row["in_recovery"])
+    lag = None
+    if in_recovery and row["latest_end"] and row["replayed"]:
+        lag = max(0, Lsn.parse(row["latest_end"]) - Lsn.parse(row["replayed"]))
+    return Observation(
+        in_recovery=in_recovery,
+        system_identifier=row["system_identifier"],
+        point=WalPoint(int(row["timeline"]), Lsn.parse(row["lsn"] or "0/0")),
+        streaming=row["receiver"] == "streaming",
+        upstream_host=row["upstream_host"],
+        lag_bytes=lag,
+        pending_restart=tuple(row["pending"] or ()),
+        version=str(row["version"]).split()[0],
+    )
+
+
+def _sentence(error: BaseException) -> str:
+    lines = str(error).strip().splitlines()
+    return lines[0] if lines else type(error).__name__
+
+
+async def serves_as_primary(conninfo: str, *, deadline_s: float = 2.5) -> bool:
+    """Whether another instance answers, and is not in recovery."""
+    try:
+        async with (
+            asyncio.timeout(deadline_s),
+            await psycopg.AsyncConnection.connect(conninfo, autocommit=True) as connection,
+        ):
+            cursor = await connection.execute("SELECT NOT pg_is_in_recovery()")
+            row = await cursor.fetchone()
+            return bool(row and row[0])
+    except (psycopg.Error, OSError, TimeoutError):
+        return False

@@ -1,0 +1,63 @@
+"""Running other programs: arguments as lists, never a shell, every wait with a deadline."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Result:
+    """How a program ended; `output` is standard output and error together."""
+
+    status: int
+    output: str
+
+    @property
+    def last_line(self) -> str:
+        """The last line that says something, or the exit status where none does."""
+        lines = [line for line in self.output.splitlines() if line.strip()]
+        return lines[-1].strip() if lines else f"exit status {self.status}"
+
+
+async def run(
+    arguments: Sequence[str],
+    *,
+    deadline_s: float,
+    env: Mapping[str, str] | None = None,
+    cwd: str | None = None,
+) -> Result:
+    """Run a program to its end and collect what it prints.
+
+    A program that is still there at the deadline is killed and reported with status 124, as
+    timeout(1) does; one that was cancelled is killed too.
+    """
+    process = await asyncio.create_subprocess_exec(
+        *arguments,
+        stdin=asyncio.subprocess.DEVNULL,
+        stdout=asyncio.subprocess.PIPE,
+        stderr=asyncio.subprocess.STDOUT,
+        env=env,
+        cwd=cwd,
+    )
+    try:
+        async with asyncio.timeout(deadline_s):
+            output, _ = await process.communicate()
+    except TimeoutError:
+        await _kill(process)
+        return Result(124, f"{arguments[0]} did not end within {deadline_s:g} s")
+    except BaseException:
+        await _kill(process)
+        raise
+    return Result(process.returncode or 0, output.decode(errors="replace"))
+
+
+async def _kill(process: asyncio.subprocess.Process) -> None:
+    with contextlib.suppress(ProcessLookupError):
+        process.kill()
+    await process.wait()

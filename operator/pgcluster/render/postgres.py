@@ -1,0 +1,123 @@
+"""PostgreSQL's configuration files of one instance. Pure and deterministic.
+
+All files live outside the data directory, so that pg_rewind and clones never carry one instance's
+configuration to another. What repmgr itself writes (primary_conninfo, primary_slot_name) stays in
+the data directory's postgresql.auto.conf.
+"""
+
+from __future__ import annotations
+
+from pgcluster.api import names
+from pgcluster.api.config import ClusterConfig
+
+# What an instance's own processes and repmgr need beside the standbys' two walsenders each
+# (streaming, and a base backup that streams WAL beside it).
+_SPARE_WALSENDERS = 4
+
+
+def sized(config: ClusterConfig) -> dict[str, str]:
+    """The parameters that follow from the number of instances.
+
+    Source: repmgr documentation, "Configuration of PostgreSQL".
+    """
+    senders = max(10, 2 * config.instances + _SPARE_WALSENDERS)
+    return {"max_wal_senders": str(senders), "max_replication_slots": str(senders)}
+
+
+def preload_libraries(config: ClusterConfig) -> str:
+    """`repmgr`, which repmgrd needs, and then the user's libraries."""
+    wanted = [
+        name.strip() for name in config.parameters.get("shared_preload_libraries", "").split(",")
+    ]
+    return ",".join(["repmgr", *(name for name in wanted if name and name != "repmgr")])
+
+
+def parameters(config: ClusterConfig, *, instance: str) -> dict[str, str]:
+    """Every parameter of an instance: our defaults, the user's, then what the operator owns."""
+    defaults = {
+        **sized(config),
+        "checkpoint_completion_target": "0.9",
+        "log_checkpoints": "on",
+        "log_line_prefix": "%m [%p] %q%u@%d ",
+        "log_lock_waits": "on",
+        "max_connections": "100",
+        "password_encryption": "scram-sha-256",
+        "tcp_keepalives_count": "3",
+        "tcp_keepalives_idle": "5",
+        "tcp_keepalives_interval": "2",
+        "wal_keep_size": "512MB",
+        "wal_level": "replica",
+        # With the default of 5 s a standby that lost its primary idles before it looks again.
+        "wal_retrieve_retry_interval": "500ms",
+        # A peer that vanished without a word frees its walsender or walreceiver this soon.
+        "wal_receiver_timeout": "5s",
+        "wal_sender_timeout": "5s",
+    }
+    if config.max_slot_wal_keep_size_bytes is not None:
+        megabytes = max(1, config.max_slot_wal_keep_size_bytes // (1 << 20))
+        defaults["max_slot_wal_keep_size"] = f"{megabytes}MB"
+    owned = {
+        # archive_mode needs a restart, archive_command only a reload: backups can be switched on
+        # later without one.
+        "archive_command": "/bin/true",
+        "archive_mode": "on",
+        "cluster_name": instance,
+        "full_page_writes": "on",
+        "hba_file": names.PG_HBA_CONF,
+        "hot_standby": "on",
+        "ident_file": names.PG_IDENT_CONF,
+        "listen_addresses": "*",
+        "log_destination": "stderr",
+        "logging_collector": "off",
+        "port": str(names.PORT_POSTGRES),
+        "restart_after_crash": "on",
+        "shared_preload_libraries": preload_libraries(config),
+        "unix_socket_directories": names.PG_SOCKET_DIR,
+        # pg_rewind needs it where data checksums are off.
+        "wal_log_hints": "on",
+    }
+    return {**defaults, **config.parameters, **owned}
+
+
+def quote(value: str) -> str:
+    """A value as postgresql.conf wants it: in single quotes, quotes and backslashes doubled.
+
+    Source: PostgreSQL, "Setting Parameters": inside quotes `''` and `\\\\` stand for themselves.
+    A line break would end the entry, so it is refused.
+    """
+    if "\n" in value or "\r" in value or "\0" in value:
+        raise ValueError("a parameter's value must not contain a line break")
+    return "'" + value.replace("\\", "\\\\").replace("'", "''") + "'"
+
+
+def postgresql_conf(config: ClusterConfig, *, instance: str) -> str:
+    """`postgresql.conf` of an instance."""
+    lines = [
+        f"{name} = {quote(value)}"
+        for name, value in sorted(parameters(config, instance=instance).items())
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def pg_hba_conf(config: ClusterConfig) -> str:
+    """`pg_hba.conf`: the agent by peer, everybody else by SCRAM, and nobody by trust.
+
+    The superuser `postgres` has no password and logs in over the local socket only. The first
+    line that fits decides, so the user's lines cannot open what stands above them.
+    """
+    repmgr = names.ROLE_REPMGR
+    lines = [
+        "local all postgres peer",
+        f"local all {repmgr} scram-sha-256",
+        f"local replication {repmgr} scram-sha-256",
+        "host all postgres all reject",
+        f"host {names.DB_REPMGR} {repmgr} all scram-sha-256",
+        f"host postgres {repmgr} all scram-sha-256",
+        f"host replication {repmgr} all scram-sha-256",
+        f"host all {repmgr} all reject",
+        f"host postgres {names.ROLE_POOLER} all scram-sha-256",
+        f"host all {names.ROLE_POOLER} all reject",
+        *config.hba,
+        "host all all all scram-sha-256",
+    ]
+    return "\n".join(lines) + "\n"

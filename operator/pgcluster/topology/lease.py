@@ -1,0 +1,95 @@
+"""The Lease `<cluster>-primary` as one observer sees it. Pure: no client, no clock of its own.
+
+Clocks of different machines are never compared. An observer notes, by its own monotonic clock,
+when it last saw the Lease change; only a Lease that it has watched unchanged for the whole
+duration counts as expired.
+Source: k8s.io/client-go/tools/leaderelection, which uses the same rule.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from pgcluster.api import names
+from pgcluster.api.wal import Lsn, WalPoint
+
+
+@dataclass(frozen=True, slots=True)
+class Mark:
+    """The cluster's high-water mark: what its last primary had reached."""
+
+    system_identifier: str | None
+    point: WalPoint | None
+
+
+@dataclass(frozen=True, slots=True)
+class LeaseRecord:
+    """The parsed content of the Lease object.
+
+    `holder` is the pod that may write, or "" when the Lease was released. `epoch` counts the
+    changes of holder. `duration_s` is how long an unchanged Lease stays its holder's.
+    """
+
+    holder: str
+    epoch: int
+    duration_s: float
+    renew_time: str
+    mark: Mark
+
+    @classmethod
+    def parse(cls, manifest: Mapping[str, Any], *, default_duration_s: float) -> LeaseRecord:
+        """Read a Lease manifest; what is absent or malformed counts as not recorded."""
+        spec = manifest.get("spec") or {}
+        annotations = (manifest.get("metadata") or {}).get("annotations") or {}
+        return cls(
+            holder=spec.get("holderIdentity") or "",
+            epoch=int(spec.get("leaseTransitions") or 0),
+            duration_s=float(spec.get("leaseDurationSeconds") or default_duration_s),
+            renew_time=spec.get("renewTime") or "",
+            mark=Mark(
+                system_identifier=annotations.get(names.ANNOTATION_SYSTEM_ID) or None,
+                point=_point(annotations),
+            ),
+        )
+
+
+def _point(annotations: Mapping[str, str]) -> WalPoint | None:
+    try:
+        return WalPoint(
+            timeline=int(annotations[names.ANNOTATION_TIMELINE]),
+            lsn=Lsn.parse(annotations[names.ANNOTATION_WAL_POSITION]),
+        )
+    except (KeyError, ValueError):
+        return None
+
+
+@dataclass(frozen=True, slots=True)
+class LeaseView:
+    """A record and when, by the observer's monotonic clock, it was last seen to change."""
+
+    record: LeaseRecord
+    changed_at_s: float
+
+    def next(self, record: LeaseRecord, now_s: float) -> LeaseView:
+        """The view after seeing `record`: only a change moves the clock."""
+        if record == self.record:
+            return self
+        return LeaseView(record, now_s)
+
+    def released(self) -> bool:
+        """Whether the last holder gave it up."""
+        return self.record.holder == ""
+
+    def expired(self, now_s: float) -> bool:
+        """Whether it was watched unchanged for its whole duration."""
+        return now_s - self.changed_at_s > self.record.duration_s
+
+    def free(self, now_s: float) -> bool:
+        """Whether somebody else than its holder may take it now."""
+        return self.released() or self.expired(now_s)
+
+    def held_by_other(self, me: str, now_s: float) -> bool:
+        """Whether another instance may be writing."""
+        return not self.free(now_s) and self.record.holder != me

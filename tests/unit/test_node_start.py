@@ -1,0 +1,252 @@
+"""The start table: every row, and what must never happen whatever the row."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from pgcluster.api.wal import Lsn, WalPoint
+from pgcluster.node.start import (
+    Bootstrap,
+    Clone,
+    DataDirectory,
+    Refuse,
+    Rejoin,
+    StartFacts,
+    StartPrimary,
+    StartStandby,
+    TakeLease,
+    Wait,
+    decide_start,
+)
+from pgcluster.topology.election import Candidate
+from pgcluster.topology.lease import LeaseRecord, LeaseView, Mark
+
+ME, OTHER, THIRD = "shop-0", "shop-1", "shop-2"
+SYSTEM, FOREIGN = "7001", "666"
+NOW = 1000.0
+EMPTY_MARK = Mark(None, None)
+
+
+def point(timeline: int, lsn: str) -> WalPoint:
+    return WalPoint(timeline, Lsn.parse(lsn))
+
+
+def lease(holder: str = "", *, mark: Mark = EMPTY_MARK, seen_s: float = NOW) -> LeaseView:
+    return LeaseView(LeaseRecord(holder, 3, 6.0, "t", mark), seen_s)
+
+
+def mark(timeline: int = 2, lsn: str = "0/5000000") -> Mark:
+    return Mark(SYSTEM, point(timeline, lsn))
+
+
+def data(
+    *,
+    system: str = SYSTEM,
+    at: WalPoint | None = None,
+    was_primary: bool = False,
+    clean: bool = True,
+) -> DataDirectory:
+    return DataDirectory(system, at or point(2, "0/5000000"), was_primary, clean)
+
+
+FACTS = StartFacts(
+    me=ME,
+    members=3,
+    now_s=NOW,
+    agent_started_s=NOW - 60,
+    data=None,
+    lease=lease(),
+    maximum_lag_bytes=16 << 20,
+)
+
+
+def test_nothing_is_done_while_the_lease_cannot_be_read() -> None:
+    for directory in (None, data(), data(was_primary=True)):
+        assert isinstance(decide_start(replace(FACTS, lease=None, data=directory)), Wait)
+
+
+def test_a_new_cluster_is_made_by_whoever_takes_the_lease_first() -> None:
+    assert isinstance(decide_start(FACTS), TakeLease)
+    assert isinstance(decide_start(replace(FACTS, holding=True, lease=lease(ME))), Bootstrap)
+
+
+def test_instances_of_higher_ordinal_let_the_first_go_ahead() -> None:
+    early = replace(FACTS, me=THIRD, agent_started_s=NOW - 1)
+    assert isinstance(decide_start(early), Wait)
+    assert isinstance(decide_start(replace(early, agent_started_s=NOW - 10)), TakeLease)
+
+
+def test_an_empty_volume_never_gets_a_second_initdb() -> None:
+    for view in (lease(mark=mark()), lease(ME, mark=mark()), lease(OTHER, mark=mark())):
+        for holding in (True, False):
+            for serves in (True, False, None):
+                decision = decide_start(
+                    replace(FACTS, lease=view, holding=holding, holder_serves=serves)
+                )
+                assert not isinstance(decision, Bootstrap | TakeLease)
+
+
+def test_a_deleted_lease_does_not_lead_to_a_second_initdb() -> None:
+    facts = replace(FACTS, recorded_system_identifier=SYSTEM)
+    assert isinstance(decide_start(facts), Wait)
+    with_peer = replace(FACTS, peers={OTHER: Candidate(SYSTEM, point(1, "0/1"))})
+    assert isinstance(decide_start(with_peer), Wait)
+
+
+def test_an_empty_volume_is_cloned_from_the_holder_once_it_serves() -> None:
+    facts = replace(FACTS, lease=lease(OTHER, mark=mark()))
+    assert isinstance(decide_start(replace(facts, holder_serves=False)), Wait)
+    decision = decide_start(replace(facts, holder_serves=True))
+    assert isinstance(decision, Clone)
+    assert decision.upstream == OTHER
+
+
+def test_foreign_data_is_refused_and_nothing_is_touched() -> None:
+    for view in (lease(mark=mark()), lease(ME, mark=mark()), lease(OTHER, mark=mark())):
+        facts = replace(FACTS, lease=view, data=data(system=FOREIGN), holder_serves=True)
+        decision = decide_start(facts)
+        assert isinstance(decision, Refuse)
+        assert FOREIGN in decision.reason
+        assert SYSTEM in decision.reason
+
+
+def test_the_holder_starts_as_primary_also_when_it_crashed() -> None:
+    for clean in (True, False):
+        facts = replace(
+            FACTS,
+            holding=True,
+            lease=lease(ME, mark=mark()),
+            # a crashed primary's control file names its last checkpoint, which is behind the mark
+            data=data(was_primary=True, clean=clean, at=point(2, "0/4000000")),
+        )
+        assert isinstance(decide_start(facts), StartPrimary)
+
+
+def test_the_last_holder_takes_its_lease_again_after_a_restart() -> None:
+    for seen_s in (NOW, NOW - 3600):
+        facts = replace(
+            FACTS, lease=lease(ME, mark=mark(), seen_s=seen_s), data=data(was_primary=True)
+        )
+        assert isinstance(decide_start(facts), TakeLease)
+
+
+def test_a_holder_below_the_mark_does_not_serve() -> None:
+    facts = replace(FACTS, holding=True, lease=lease(ME, mark=mark(timeline=5)), data=data())
+    decision = decide_start(facts)
+    assert isinstance(decision, Wait)
+    assert decision.condition == "NoPrimary"
+
+
+def test_a_standby_that_took_the_lease_starts_as_a_standby_and_is_promoted_by_repmgr() -> None:
+    facts = replace(FACTS, holding=True, lease=lease(ME, mark=mark()), data=data())
+    decision = decide_start(facts)
+    assert isinstance(decision, StartStandby)
+    assert decision.promote
+
+
+def test_a_standby_follows_the_holder() -> None:
+    decision = decide_start(replace(FACTS, lease=lease(OTHER, mark=mark()), data=data()))
+    assert isinstance(decision, StartStandby)
+    assert decision.upstream == OTHER
+    assert not decision.promote
+
+
+def test_an_old_primary_that_returns_rejoins_and_never_starts_as_one() -> None:
+    facts = replace(FACTS, lease=lease(OTHER, mark=mark(3)), data=data(was_primary=True))
+    assert isinstance(decide_start(replace(facts, holder_serves=False)), Wait)
+    assert isinstance(decide_start(replace(facts, holder_serves=True)), Rejoin)
+    failed = replace(facts, holder_serves=True, rewind_failed=True)
+    assert isinstance(decide_start(failed), Clone)
+
+
+def test_after_a_whole_restart_the_most_advanced_takes_the_lease() -> None:
+    ahead = Candidate(SYSTEM, point(2, "0/6000000"))
+    behind = Candidate(SYSTEM, point(2, "0/4800000"))
+    facts = replace(FACTS, lease=lease(mark=mark()), data=data())
+    assert isinstance(decide_start(replace(facts, peers={OTHER: behind})), TakeLease)
+    assert isinstance(decide_start(replace(facts, peers={OTHER: ahead})), Wait)
+
+
+def test_without_a_majority_nobody_takes_the_lease() -> None:
+    decision = decide_start(replace(FACTS, lease=lease(mark=mark()), data=data()))
+    assert isinstance(decision, Wait)
+    assert decision.condition == "NoPrimary"
+    assert isinstance(
+        decide_start(replace(FACTS, lease=lease(mark=mark()), data=data(), members=1)), TakeLease
+    )
+
+
+def test_an_old_primary_that_is_the_first_back_stays_below_the_mark() -> None:
+    facts = replace(
+        FACTS,
+        lease=lease(mark=mark(timeline=3)),
+        data=data(was_primary=True, at=point(2, "0/9000000")),
+        peers={OTHER: Candidate(None, None)},
+    )
+    decision = decide_start(facts)
+    assert isinstance(decision, Wait)
+    assert "below the cluster's 3" in decision.reason
+
+
+points = st.builds(WalPoint, st.integers(1, 3), st.builds(Lsn, st.integers(0, 1 << 27)))
+systems = st.sampled_from([SYSTEM, FOREIGN])
+marks = st.one_of(st.just(EMPTY_MARK), st.builds(Mark, st.just(SYSTEM), st.none() | points))
+facts_of_any_kind = st.builds(
+    StartFacts,
+    me=st.just(ME),
+    members=st.sampled_from([1, 2, 3, 5]),
+    now_s=st.just(NOW),
+    agent_started_s=st.sampled_from([NOW, NOW - 60]),
+    data=st.none() | st.builds(DataDirectory, systems, points, st.booleans(), st.booleans()),
+    lease=st.none()
+    | st.builds(
+        LeaseView,
+        st.builds(
+            LeaseRecord,
+            st.sampled_from(["", ME, OTHER]),
+            st.just(3),
+            st.just(6.0),
+            st.just("t"),
+            marks,
+        ),
+        st.sampled_from([NOW, NOW - 60]),
+    ),
+    recorded_system_identifier=st.sampled_from([None, SYSTEM]),
+    holding=st.booleans(),
+    holder_serves=st.sampled_from([None, True, False]),
+    peers=st.dictionaries(
+        st.sampled_from([OTHER, THIRD]),
+        st.builds(Candidate, st.none() | systems, st.none() | points, st.booleans()),
+    ),
+    maximum_lag_bytes=st.just(16 << 20),
+    rewind_failed=st.booleans(),
+    must_rejoin=st.booleans(),
+)
+
+
+@given(facts_of_any_kind)
+def test_whatever_is_seen_nobody_writes_in_doubt(facts: StartFacts) -> None:
+    decision = decide_start(facts)
+    assert decision.reason
+    if isinstance(decision, StartPrimary | Bootstrap):
+        assert facts.holding, "only the Lease's holder becomes a primary"
+    if isinstance(decision, StartPrimary):
+        assert facts.data is not None
+        assert facts.lease is not None
+        at = facts.lease.record.mark.point
+        assert at is None or facts.data.point.timeline >= at.timeline
+    if isinstance(decision, Bootstrap):
+        assert facts.data is None
+        assert facts.recorded_system_identifier is None
+    if isinstance(decision, TakeLease) and facts.lease is not None:
+        assert facts.lease.record.holder == ME or facts.lease.free(facts.now_s)
+
+
+@pytest.mark.parametrize("holder", [OTHER, THIRD])
+def test_decisions_name_their_upstream(holder: str) -> None:
+    decision = decide_start(replace(FACTS, lease=lease(holder, mark=mark()), holder_serves=True))
+    assert holder in decision.reason

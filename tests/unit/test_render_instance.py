@@ -1,0 +1,114 @@
+"""postgresql.conf, pg_hba.conf, repmgr.conf of an instance."""
+
+from __future__ import annotations
+
+import re
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from pgcluster.api import names
+from pgcluster.api.config import ClusterConfig
+from pgcluster.render import postgres, repmgr
+
+CONFIG = ClusterConfig(name="shop", namespace="prod", uid="u", instances=3)
+
+
+def settings(text: str) -> dict[str, str]:
+    return dict(re.findall(r"^([a-z_]+) ?= ?'(.*)'$", text, re.MULTILINE))
+
+
+def test_rendering_is_deterministic_and_sorted() -> None:
+    text = postgres.postgresql_conf(CONFIG, instance="shop-0")
+    assert text == postgres.postgresql_conf(CONFIG, instance="shop-0")
+    assert text.splitlines() == sorted(text.splitlines())
+
+
+def test_replication_is_sized_by_the_number_of_instances() -> None:
+    many = CONFIG.model_copy(update={"instances": 9})
+    assert settings(postgres.postgresql_conf(many, instance="shop-0"))["max_wal_senders"] == "22"
+    assert settings(postgres.postgresql_conf(CONFIG, instance="x"))["max_wal_senders"] == "10"
+
+
+def test_the_users_parameters_win_over_defaults_but_not_over_what_the_operator_owns() -> None:
+    config = CONFIG.model_copy(
+        update={"parameters": {"max_connections": "222", "port": "1", "archive_mode": "off"}}
+    )
+    rendered = settings(postgres.postgresql_conf(config, instance="shop-1"))
+    assert rendered["max_connections"] == "222"
+    assert rendered["port"] == "5432"
+    assert rendered["archive_mode"] == "on"
+    assert rendered["cluster_name"] == "shop-1"
+
+
+def test_repmgr_is_preloaded_before_the_users_libraries() -> None:
+    config = CONFIG.model_copy(
+        update={"parameters": {"shared_preload_libraries": "pg_stat_statements, repmgr"}}
+    )
+    assert postgres.preload_libraries(config) == "repmgr,pg_stat_statements"
+    assert postgres.preload_libraries(CONFIG) == "repmgr"
+
+
+@given(st.text(st.characters(exclude_characters="\n\r\0", codec="utf-8")))
+def test_no_value_escapes_its_quotes(value: str) -> None:
+    quoted = postgres.quote(value)
+    inner = quoted[1:-1]
+    assert quoted[0] == quoted[-1] == "'"
+    assert inner.replace("''", "").count("'") == 0
+    assert inner.replace("\\\\", "").count("\\") == 0
+    assert inner.replace("''", "'").replace("\\\\", "\\") == value
+
+
+def test_a_line_break_in_a_value_is_refused() -> None:
+    with pytest.raises(ValueError, match="line break"):
+        postgres.quote("on\nlisten_addresses = '*'")
+
+
+def test_nobody_is_trusted_and_the_superuser_does_not_come_by_network() -> None:
+    lines = postgres.pg_hba_conf(CONFIG).splitlines()
+    assert not [line for line in lines if "trust" in line]
+    hosts = [line.split() for line in lines if line.startswith("host")]
+    assert hosts[0] == ["host", "all", "postgres", "all", "reject"]
+    assert {words[-1] for words in hosts} <= {"scram-sha-256", "reject"}
+
+
+def test_the_users_lines_stand_behind_ours_and_before_the_last() -> None:
+    config = CONFIG.model_copy(update={"hba": ("host sales all 10.0.0.0/8 scram-sha-256",)})
+    lines = postgres.pg_hba_conf(config).splitlines()
+    assert lines[-2] == "host sales all 10.0.0.0/8 scram-sha-256"
+    assert lines.index(f"host all {names.ROLE_REPMGR} all reject") < len(lines) - 2
+
+
+def test_conninfo_carries_timeouts_and_no_password() -> None:
+    text = repmgr.conninfo("shop-0.shop-nodes.prod.svc")
+    assert "connect_timeout=2" in text
+    assert "tcp_user_timeout=3000" in text
+    assert "password" not in text
+
+
+def test_every_promotion_of_repmgr_goes_through_the_gate() -> None:
+    rendered = settings(repmgr.repmgr_conf(CONFIG, instance="shop-2"))
+    assert rendered["node_id"] == "3"
+    assert rendered["node_name"] == "shop-2"
+    assert rendered["failover_validation_command"] == f"{names.AGENT_CLIENT} gate"
+    assert rendered["service_promote_command"] == f"{names.AGENT_CLIENT} promote"
+    assert rendered["promote_command"].endswith("standby promote")
+    # the event's details reach a shell unquoted: they are not passed on
+    assert "%d" not in rendered["event_notification_command"]
+
+
+def test_failover_can_be_switched_off() -> None:
+    config = CONFIG.model_copy(
+        update={"failover": CONFIG.failover.model_copy(update={"automatic": False})}
+    )
+    assert settings(repmgr.repmgr_conf(config, instance="shop-0"))["failover"] == "manual"
+
+
+def test_the_hosts_file_names_each_instance_both_ways() -> None:
+    text = repmgr.hosts_file({"10.0.0.2": ("shop-1.shop-nodes.prod.svc", "shop-1")})
+    assert text == "10.0.0.2 shop-1.shop-nodes.prod.svc shop-1\n"
+
+
+def test_the_password_file_escapes_what_libpq_would_split() -> None:
+    assert repmgr.passfile("a:b\\c") == "*:*:*:repmgr:a\\:b\\\\c\n"

@@ -1,0 +1,105 @@
+"""The Lease as an observer sees it, and the election of last resort."""
+
+from __future__ import annotations
+
+import itertools
+
+from pgcluster.api import names
+from pgcluster.api.wal import Lsn, WalPoint
+from pgcluster.topology.election import Candidate, Elected, NoElection, elect
+from pgcluster.topology.lease import LeaseRecord, LeaseView, Mark
+
+MANIFEST = {
+    "metadata": {
+        "annotations": {
+            names.ANNOTATION_SYSTEM_ID: "7001",
+            names.ANNOTATION_TIMELINE: "4",
+            names.ANNOTATION_WAL_POSITION: "1/A0",
+        }
+    },
+    "spec": {
+        "holderIdentity": "shop-2",
+        "leaseTransitions": 9,
+        "leaseDurationSeconds": 6,
+        "renewTime": "2026-01-01T00:00:00.000000Z",
+    },
+}
+
+
+def candidate(timeline: int, lsn: int, *, system: str = "7001", barred: bool = False) -> Candidate:
+    return Candidate(system, WalPoint(timeline, Lsn(lsn)), barred)
+
+
+def run(candidates: dict[str, Candidate], *, members: int = 3, mark: Mark | None = None) -> object:
+    return elect(
+        candidates, members=members, mark=mark or Mark("7001", None), maximum_lag_bytes=100
+    )
+
+
+def test_a_lease_is_parsed_with_its_mark() -> None:
+    record = LeaseRecord.parse(MANIFEST, default_duration_s=1)
+    assert (record.holder, record.epoch, record.duration_s) == ("shop-2", 9, 6.0)
+    assert record.mark == Mark("7001", WalPoint(4, Lsn.parse("1/A0")))
+
+
+def test_an_empty_or_broken_lease_records_nothing() -> None:
+    for recorded in ({}, {names.ANNOTATION_TIMELINE: "x", names.ANNOTATION_WAL_POSITION: "0/0"}):
+        record = LeaseRecord.parse({"metadata": {"annotations": recorded}}, default_duration_s=5)
+        assert record == LeaseRecord("", 0, 5.0, "", Mark(None, None))
+
+
+def test_only_a_change_moves_the_observers_clock() -> None:
+    record = LeaseRecord.parse(MANIFEST, default_duration_s=1)
+    view = LeaseView(record, 100.0)
+    assert view.next(record, 105.0) is view
+    assert view.expired(106.1)
+    assert not view.expired(106.0)
+    renewed = LeaseRecord.parse(
+        {**MANIFEST, "spec": {**MANIFEST["spec"], "renewTime": "later"}}, default_duration_s=1
+    )
+    assert not view.next(renewed, 106.0).expired(107.0)
+
+
+def test_the_most_advanced_of_a_majority_wins() -> None:
+    chosen = run({"shop-0": candidate(1, 900), "shop-2": candidate(2, 10)})
+    assert isinstance(chosen, Elected)
+    assert chosen.pod == "shop-2"
+
+
+def test_among_equals_the_lowest_ordinal_wins_whoever_asks() -> None:
+    everybody = {pod: candidate(1, 5) for pod in ("shop-10", "shop-2", "shop-1")}
+    for order in itertools.permutations(everybody):
+        chosen = run({pod: everybody[pod] for pod in order})
+        assert isinstance(chosen, Elected)
+        assert chosen.pod == "shop-1"
+
+
+def test_a_minority_elects_nobody() -> None:
+    assert isinstance(run({"shop-0": candidate(1, 1)}), NoElection)
+    assert isinstance(run({"shop-0": candidate(1, 1)}, members=2), NoElection)
+    assert isinstance(run({"shop-0": candidate(1, 1)}, members=1), Elected)
+
+
+def test_barred_foreign_and_empty_instances_count_but_are_not_chosen() -> None:
+    chosen = run(
+        {
+            "shop-0": candidate(9, 9, barred=True),
+            "shop-1": candidate(9, 9, system="666"),
+            "shop-2": Candidate(None, None),
+            "shop-3": candidate(1, 1),
+        },
+        members=5,
+    )
+    assert isinstance(chosen, Elected)
+    assert chosen.pod == "shop-3"
+
+
+def test_nobody_below_the_mark_is_chosen_and_the_reason_says_so() -> None:
+    mark = Mark("7001", WalPoint(2, Lsn(1000)))
+    refused = run({"shop-0": candidate(1, 5000), "shop-1": candidate(2, 899)}, mark=mark)
+    assert isinstance(refused, NoElection)
+    assert "timeline 1 is below" in refused.reason
+    assert "lacks 101 bytes" in refused.reason
+    assert isinstance(
+        run({"shop-0": candidate(1, 5000), "shop-1": candidate(2, 900)}, mark=mark), Elected
+    )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import csv
 import io
 import json
@@ -72,9 +73,7 @@ class Cluster:
     def delete(self) -> None:
         """Delete the PgCluster and wait until everything it owned is gone."""
         self.kubectl.delete("pgcluster", self.name)
-        eventually(
-            lambda: not self.owned("pods"), within=150, what=f"pods of {self.name} are gone"
-        )
+        eventually(lambda: not self.owned("pods"), within=150, what=f"pods of {self.name} are gone")
 
     # --- what Kubernetes says -----------------------------------------------------------------
     def get(self) -> dict[str, Any]:
@@ -98,9 +97,7 @@ class Cluster:
 
     def pods(self, component: str = names.COMPONENT_POSTGRES) -> list[dict[str, Any]]:
         """Its postgres pods, or its pgbouncer pods, by name."""
-        selector = (
-            f"{names.LABEL_CLUSTER}={self.name},{names.LABEL_COMPONENT}={component}"
-        )
+        selector = f"{names.LABEL_CLUSTER}={self.name},{names.LABEL_COMPONENT}={component}"
         found = self.kubectl.list("pods", labels=selector)
         return sorted(found, key=lambda pod: str(pod["metadata"]["name"]))
 
@@ -130,8 +127,6 @@ class Cluster:
 
     def secret(self, name: str) -> dict[str, str]:
         """A Secret's values as text."""
-        import base64
-
         data = self.kubectl.json("get", "secret", name)["data"]
         return {key: base64.b64decode(value).decode() for key, value in data.items()}
 
@@ -204,17 +199,19 @@ class Cluster:
             primary = self.primary()
             pods = self.instances()
             right = {
-                NodeRow(names.node_id(pod), reachable=True, standby=pod != primary)
-                for pod in pods
+                NodeRow(names.node_id(pod), reachable=True, standby=pod != primary) for pod in pods
             }
             for pod in pods:
                 seen = self.cluster_show(pod)
                 assert set(seen) == right, f"repmgr in {pod}: {seen}, expected {right}"
             status = self.status()
             assert status["primary"] == primary, describe(status)
-            assert self.kubectl.json("get", "lease", names.primary_lease(self.name))["spec"][
-                "holderIdentity"
-            ] == primary
+            assert (
+                self.kubectl.json("get", "lease", names.primary_lease(self.name))["spec"][
+                    "holderIdentity"
+                ]
+                == primary
+            )
             return primary
 
         return eventually(same_everywhere, within=within, what="repmgr and status agree")

@@ -37,7 +37,9 @@ def collect(kubectl: Kubectl, test: str) -> str:
     _write_previous_logs(kubectl, folder)
     operator = merged_logs(system)
     (folder / "operator-logs.txt").write_text("\n".join(operator) + "\n")
-    gist.append(f"logs of all pods, the last {_TAIL_LINES} lines:\n" + "\n".join(lines[-_TAIL_LINES:]))
+    gist.append(
+        f"logs of all pods, the last {_TAIL_LINES} lines:\n" + "\n".join(lines[-_TAIL_LINES:])
+    )
     return "\n\n".join(gist)
 
 

@@ -64,7 +64,9 @@ class Observer:
     def _manifests(self, image: str, environment: dict[str, str]) -> list[dict[str, Any]]:
         script = _SCRIPTS / f"{self.kind}.py"
         app = names.secret_app(self.cluster.name)
-        variables = [{"name": name, "value": value} for name, value in environment.items()]
+        variables: list[dict[str, Any]] = [
+            {"name": name, "value": value} for name, value in environment.items()
+        ]
         variables += [
             {"name": name, "valueFrom": {"secretKeyRef": {"name": app, "key": key}}}
             for name, key in (
@@ -153,7 +155,9 @@ class Client(Observer):
         def flowing() -> dict[str, Any]:
             since = self.mark()
             eventually(
-                lambda: self.stats(since)["acknowledged"] >= 8, within=within, every=0.2,
+                lambda: self.stats(since)["acknowledged"] >= 8,
+                within=within,
+                every=0.2,
                 what="the application writes",
             )
             now = self.stats(since)

@@ -59,6 +59,11 @@ def test_control_data_of_a_standby_names_how_far_it_recovered() -> None:
     assert parsed.point == WalPoint(2, Lsn.parse("0/4000000"))
 
 
+def test_a_base_backup_that_was_never_started_is_no_former_primary() -> None:
+    text = CONTROLDATA.format(state="in production", recovered="0/0", timeline=0)
+    assert not control.parse(text, backup=True).was_primary
+
+
 def test_control_data_without_a_field_is_an_error_that_says_so() -> None:
     with pytest.raises(FatalError, match="pg_controldata"):
         control.parse("nothing of it")

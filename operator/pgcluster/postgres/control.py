@@ -24,11 +24,13 @@ class ControlData:
     state: str
     point: WalPoint
     checksums: bool
+    # A base backup that has not been started yet: its control file is a copy of its source's.
+    backup: bool = False
 
     @property
     def was_primary(self) -> bool:
         """Whether the directory last ran as a primary."""
-        return self.state in ("in production", "shut down", "shutting down", "in crash recovery")
+        return not self.backup and self.state in ("in production", "shut down", "shutting down", "in crash recovery")
 
     @property
     def clean(self) -> bool:
@@ -36,8 +38,11 @@ class ControlData:
         return self.state in ("shut down", "shut down in recovery")
 
 
-def parse(output: str) -> ControlData:
-    """Parse `pg_controldata` in the C locale; FatalError where a field is missing."""
+def parse(output: str, *, backup: bool = False) -> ControlData:
+    """Parse `pg_controldata` in the C locale; FatalError where a field is missing.
+
+    `backup` is whether the directory has a backup_label, which the first start removes.
+    """
     fields = dict(re.findall(r"^([^:\n]+):\s+(.*?)\s*$", output, re.MULTILINE))
     try:
         checkpoint = WalPoint(
@@ -53,6 +58,7 @@ def parse(output: str) -> ControlData:
             state=fields["Database cluster state"],
             point=max(checkpoint, recovered),
             checksums=fields.get("Data page checksum version", "0") != "0",
+            backup=backup,
         )
     except (KeyError, ValueError) as error:
         raise FatalError(f"pg_controldata printed something unexpected: {error}") from error
@@ -69,4 +75,4 @@ async def read(bindir: str, directory: Path) -> ControlData | None:
     )
     if result.status != 0:
         raise RetryError(f"pg_controldata failed: {result.last_line}")
-    return parse(result.output)
+    return parse(result.output, backup=(directory / "backup_label").exists())

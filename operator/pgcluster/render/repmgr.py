@@ -67,7 +67,6 @@ def repmgr_conf(config: ClusterConfig, *, instance: str, data_directory: str = n
         "node_name": instance,
         "conninfo": conninfo(names.pod_host(instance, config.name, config.namespace)),
         "data_directory": data_directory,
-        "config_directory": names.RUN,
         "passfile": names.PASSFILE,
         "pg_bindir": bin_,
         "repmgr_bindir": bin_,

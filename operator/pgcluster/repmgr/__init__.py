@@ -87,8 +87,8 @@ class Repmgr:
         command = [f"{self.bindir}/repmgr", f"--config-file={self.config}", *arguments]
         result = await run(command, deadline_s=deadline_s)
         shown = " ".join(a for a in arguments if not a.startswith("--"))
-        level = logging.INFO if result.status == 0 else logging.WARNING
-        log.log(level, "repmgr %s ended with status %d", shown, result.status)
+        log.info("repmgr %s ended with status %d", shown, result.status)
+        level = logging.DEBUG if result.status == 0 else logging.WARNING
         for line in result.output.splitlines():
             log.log(level, "repmgr: %s", line)
         return result

@@ -151,7 +151,7 @@ class Client:
         # cluster's DNS is a fault of its own and not the client's business.
         self._pool = _address(environment["POOL_HOST"])
         self._primary = _address(environment["PRIMARY_HOST"])
-        self._login = {
+        self._login: dict[str, Any] = {
             "port": environment.get("PGPORT", "5432"),
             "user": environment["PGUSER"],
             "password": environment["PGPASSWORD"],
@@ -216,9 +216,7 @@ class Client:
             now_s,
             max(lasts) if lasts else None,
         )
-        per_writer = [
-            longest_gap(times, since_s, now_s, before)[0] for times, _, before in slices
-        ]
+        per_writer = [longest_gap(times, since_s, now_s, before)[0] for times, _, before in slices]
         failures = sorted(
             (f for w in self.writers for f in list(w.failures) if f.monotonic_s >= since_s),
             key=lambda failure: failure.monotonic_s,
@@ -357,7 +355,7 @@ def handler(client: Client) -> type[BaseHTTPRequestHandler]:
                     return (200 if alive else 503), {"writing": alive}
             return 404, {"error": f"nothing at {path}"}
 
-        def log_message(self, format: str, *args: Any) -> None:
+        def log_message(self, *_: Any) -> None:
             """Requests are not worth a line."""
 
     return Handler

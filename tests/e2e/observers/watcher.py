@@ -130,7 +130,7 @@ def overlapping(reigns: Iterable[Reign]) -> list[tuple[Reign, Reign]]:
 class Probe(threading.Thread):
     """Asks one address for as long as the watcher lives."""
 
-    def __init__(self, target: Target, login: dict[str, str]) -> None:
+    def __init__(self, target: Target, login: dict[str, Any]) -> None:
         super().__init__(name=target.address, daemon=True)
         self.target = target
         self._login = login
@@ -232,7 +232,7 @@ class Watcher:
         self.started_s = time.monotonic()
         self.targets: dict[str, Target] = {}
         self._guard = threading.Lock()
-        self._login = {
+        self._login: dict[str, Any] = {
             "user": environment["PGUSER"],
             "password": environment["PGPASSWORD"],
             "dbname": environment["PGDATABASE"],
@@ -417,7 +417,7 @@ def handler(watcher: Watcher) -> type[BaseHTTPRequestHandler]:
                     return (200 if accepted else 503), {"accepted": accepted}
             return 404, {"error": f"nothing at {path}"}
 
-        def log_message(self, format: str, *args: Any) -> None:
+        def log_message(self, *_: Any) -> None:
             """Requests are not worth a line."""
 
     return Handler

@@ -32,14 +32,6 @@ class LeaseConfig(_Document):
     renew_deadline_s: float = 4.0
 
 
-class SynchronousConfig(_Document):
-    """Synchronous replication by quorum."""
-
-    mode: Literal["none", "quorum"] = "none"
-    standbys: int = 1
-    when_unavailable: Literal["block", "degrade"] = "block"
-
-
 class FailoverConfig(_Document):
     """When another instance may take over."""
 
@@ -79,7 +71,6 @@ class ClusterConfig(_Document):
     initdb: InitdbConfig = InitdbConfig()
     wal_volume: bool = False
     max_slot_wal_keep_size_bytes: int | None = None
-    synchronous: SynchronousConfig = SynchronousConfig()
     failover: FailoverConfig = FailoverConfig()
     databases: tuple[DatabaseConfig, ...] = ()
     users: tuple[UserConfig, ...] = ()

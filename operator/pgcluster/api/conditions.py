@@ -1,0 +1,85 @@
+"""Conditions as Kubernetes has them (metav1.Condition), readable by kstatus.
+
+Sources: Kubernetes API conventions, "Typical status properties"; cli-utils kstatus.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Literal
+
+from pydantic import Field
+
+from pgcluster.api.schema import Model
+
+# Types.
+READY = "Ready"  # all that was asked for is there
+PROGRESSING = "Progressing"  # a change is under way
+DEGRADED = "Degraded"  # it serves, but something is missing
+STALLED = "Stalled"  # only a change of the spec or of the world helps
+
+# Reasons: stable identifiers, documented in docs/reference.md.
+ALL_READY = "AllReady"
+BOOTSTRAPPING = "Bootstrapping"
+CREATING = "Creating"
+FAILING_OVER = "FailingOver"
+NO_PRIMARY = "NoPrimary"
+INSTANCES_NOT_READY = "InstancesNotReady"
+POOLERS_NOT_READY = "PoolersNotReady"
+INVALID_SPEC = "InvalidSpec"
+NAME_CONFLICT = "NameConflict"
+STORAGE_CLASS_MISSING = "StorageClassMissing"
+IMAGE_PULL = "ImagePull"
+UNSCHEDULABLE = "Unschedulable"
+CRASH_LOOP = "CrashLoop"
+FOREIGN_DATA = "ForeignData"
+SCALE_REFUSED = "ScaleRefused"
+ROLLOUT_PENDING = "RolloutPending"
+OBJECTS_FAILED = "ObjectsFailed"
+PAUSED = "Paused"
+SETTLED = "Settled"
+API_REFUSED = "ApiRefused"
+
+
+class Condition(Model):
+    """One aspect of the state."""
+
+    type: str = Field(max_length=316)
+    """Which aspect."""
+    status: Literal["True", "False", "Unknown"]
+    """Whether it is so."""
+    reason: str = Field(max_length=1024)
+    """Why, as a stable identifier."""
+    message: str = Field(default="", max_length=32768)
+    """Why, and what to do, as a sentence."""
+    last_transition_time: str
+    """When the status last changed."""
+    observed_generation: int | None = None
+    """Generation of the spec that it is about."""
+
+
+def merge(
+    known: Iterable[Condition],
+    wanted: Iterable[tuple[str, bool, str, str]],
+    *,
+    generation: int,
+    now: str,
+) -> tuple[Condition, ...]:
+    """Conditions from (type, status, reason, message); a time moves only with its status."""
+    before = {condition.type: condition for condition in known}
+    merged = []
+    for type_, is_true, reason, message in wanted:
+        status: Literal["True", "False"] = "True" if is_true else "False"
+        old = before.get(type_)
+        since = old.last_transition_time if old is not None and old.status == status else now
+        merged.append(
+            Condition(
+                type=type_,
+                status=status,
+                reason=reason,
+                message=message,
+                last_transition_time=since,
+                observed_generation=generation,
+            )
+        )
+    return tuple(merged)

@@ -1,0 +1,543 @@
+"""The resource PgCluster: the single source of the CRD and of what the operator reads.
+
+Defaults are applied here, when the operator reads, and not stamped into stored objects, where
+they could never change again. Field descriptions are the docstrings below: `kubectl explain` and
+docs/reference.md show them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Literal, Self
+
+from pydantic import Field
+
+from pgcluster.api import config as agents
+from pgcluster.api import names
+from pgcluster.api.conditions import Condition
+from pgcluster.api.quantities import parse_bytes, parse_seconds
+from pgcluster.api.schema import (
+    DatabaseName,
+    Duration,
+    ImageName,
+    Line,
+    Model,
+    ObjectName,
+    Opaque,
+    OpaqueItem,
+    Quantity,
+    Rule,
+    SqlName,
+    Value,
+    atomic_list,
+    list_map,
+)
+
+
+# --- spec -------------------------------------------------------------------------------------
+class Initdb(Model):
+    """How the first data directory is made. Fixed once the cluster exists."""
+
+    encoding: str = Field(default="UTF8", pattern="^[A-Za-z0-9_]+$", max_length=32)
+    """Character set of the databases, as `initdb --encoding` takes it. Default: UTF8."""
+    locale: str = Field(default="C.UTF-8", pattern="^[A-Za-z0-9_.@-]+$", max_length=64)
+    """Locale of the databases, as `initdb --locale` takes it. Default: C.UTF-8."""
+    data_checksums: bool = True
+    """Whether each page carries a checksum. Default: true."""
+
+
+class Postgres(Model):
+    """PostgreSQL itself."""
+
+    version: int = Field(default=17, ge=13, le=99)
+    """Major version. The image comes from the operator's catalog unless `spec.image` names one. Default: 17."""
+    parameters: dict[str, Value] = Field(
+        default_factory=dict,
+        max_length=200,
+        json_schema_extra={
+            "x-kubernetes-validations": [
+                {
+                    "rule": "self.all(k, k.matches('^[a-z_][a-z0-9_]*(\\\\.[a-z_][a-z0-9_]*)?$'))",
+                    "message": "spec.postgres.parameters: a parameter's name has lower-case letters, digits and underscores",
+                }
+            ]
+        },
+    )
+    """PostgreSQL parameters, name to value as in postgresql.conf. Those that the operator owns (replication, archive, paths, TLS) are refused with the reason."""
+    hba: tuple[Line, ...] = atomic_list(max_items=100)
+    """Lines of pg_hba.conf, put behind the operator's own and before the last, which asks everybody for SCRAM. `trust` is refused."""
+    initdb: Initdb = Initdb()
+    """How the first data directory is made."""
+    resources: Opaque | None = None
+    """CPU and memory of an instance, as in a container."""
+
+
+class Storage(Model):
+    """The volumes of an instance."""
+
+    rules = (
+        Rule(
+            "!isQuantity(string(self.size)) || quantity(string(self.size)).isGreaterThan("
+            "quantity('0'))",
+            "spec.storage.size must be more than 0",
+            ".size",
+        ),
+        Rule(
+            "quantity(string(self.size)).compareTo(quantity(string(oldSelf.size))) >= 0",
+            "spec.storage.size cannot shrink",
+            ".size",
+        ),
+        Rule(
+            "has(self.className) == has(oldSelf.className) && (!has(self.className) ||"
+            " self.className == oldSelf.className)",
+            "spec.storage.className is fixed once the cluster exists",
+            ".className",
+        ),
+        Rule(
+            "has(self.walSize) == has(oldSelf.walSize)",
+            "spec.storage.walSize can be set only when the cluster is made",
+            ".walSize",
+        ),
+    )
+
+    size: Quantity
+    """Size of the data volume, such as 10Gi. It can grow, never shrink."""
+    class_name: ObjectName | None = None
+    """StorageClass of the volumes. Default: the cluster's default class."""
+    wal_size: Quantity | None = None
+    """Size of a volume of its own for the write-ahead log. Default: WAL lives on the data volume."""
+
+
+class Replication(Model):
+    """Replication between the instances."""
+
+    max_slot_wal_keep_size: Quantity | None = None
+    """How much WAL a standby that is away may hold back on the primary before it has to be cloned anew. Default: no limit."""
+
+
+class LeaseTiming(Model):
+    """Timing of the Lease that is the right to write."""
+
+    rules = (
+        Rule(
+            "duration(has(self.renewInterval) ? self.renewInterval : '1s') <"
+            " duration(has(self.renewDeadline) ? self.renewDeadline : '4s')",
+            "spec.failover.lease.renewInterval must be shorter than renewDeadline",
+            ".renewInterval",
+        ),
+        Rule(
+            "duration(has(self.renewDeadline) ? self.renewDeadline : '4s') <"
+            " duration(has(self.duration) ? self.duration : '6s')",
+            "spec.failover.lease.renewDeadline must be shorter than duration: a primary must have"
+            " stopped before another may start",
+            ".renewDeadline",
+        ),
+        Rule(
+            "duration(has(self.duration) ? self.duration : '6s') >= duration('3s')",
+            "spec.failover.lease.duration must be at least 3s",
+            ".duration",
+        ),
+    )
+
+    duration: Duration = "6s"
+    """How long an unchanged Lease stays its holder's: what the loss of a node costs. Default: 6s."""
+    renew_interval: Duration = "1s"
+    """How often the primary renews. Default: 1s."""
+    renew_deadline: Duration = "4s"
+    """A primary that could not renew for this long stops. Default: 4s."""
+
+
+class Failover(Model):
+    """When another instance takes over."""
+
+    automatic: bool = True
+    """Whether a standby takes over by itself. Default: true."""
+    on_crash: Literal["restart", "failover"] | None = None
+    """What happens when the primary's postmaster dies and its node is well: `restart` in place, which loses nothing, or `failover` at once. Default: restart."""
+    maximum_lag: Quantity = "16Mi"
+    """How much WAL a standby may lack and still take over. Default: 16Mi."""
+    lease: LeaseTiming = LeaseTiming()
+    """Timing of the Lease that is the right to write."""
+
+
+class Database(Model):
+    """A database that is to exist."""
+
+    name: DatabaseName
+    """Name of the database."""
+    owner: SqlName = "app"
+    """Role that owns it. Default: app."""
+    extensions: tuple[SqlName, ...] = atomic_list(max_items=50)
+    """Extensions to create in it; they must be in the image."""
+
+
+class SecretRef(Model):
+    """A Secret in the namespace of the cluster."""
+
+    name: ObjectName
+    """Name of the Secret; its key `password` is used."""
+
+
+class User(Model):
+    """A role that is to exist and may log in."""
+
+    name: SqlName
+    """Name of the role."""
+    password_secret: SecretRef | None = None
+    """Secret whose key `password` is the role's password. Without it the role has none, but `app` has that of Secret <cluster>-app."""
+    member_of: tuple[SqlName, ...] = atomic_list(max_items=50)
+    """Roles that it is a member of."""
+
+
+class Pgbouncer(Model):
+    """The pools in front of the cluster."""
+
+    instances: int = Field(default=2, ge=0, le=20)
+    """How many poolers run; 0 for none. Default: 2."""
+    image: ImageName | None = None
+    """Image of the poolers. Default: the operator's."""
+    pool_mode: Literal["transaction", "statement", "session"] = "transaction"
+    """When a server connection goes back to the pool. Default: transaction. With `session`, a repointing cuts sessions that hold a connection."""
+    read_only_pool: bool = True
+    """Whether each database has a twin <database>_ro that reads from the streaming standbys. Default: true."""
+    parameters: dict[str, Value] = Field(default_factory=dict, max_length=100)
+    """pgbouncer settings, name to value. Only those that cannot break the cluster are allowed; the others are refused with the reason."""
+    resources: Opaque | None = None
+    """CPU and memory of a pooler, as in a container."""
+
+
+class Scheduling(Model):
+    """Where the pods run, as in a pod's spec."""
+
+    affinity: Opaque | None = None
+    """Affinity of the instances. Default: preferably one instance a node."""
+    tolerations: tuple[OpaqueItem, ...] = atomic_list(max_items=50)
+    """Taints that the pods tolerate."""
+    topology_spread_constraints: tuple[OpaqueItem, ...] = atomic_list(max_items=20)
+    """How the instances spread over zones or other topologies."""
+    node_selector: dict[str, str] = Field(default_factory=dict, max_length=50)
+    """Labels that a node must have."""
+    priority_class_name: ObjectName | None = None
+    """PriorityClass of the pods."""
+
+
+class InheritedMetadata(Model):
+    """What every object of the cluster carries in addition."""
+
+    labels: dict[str, str] = Field(default_factory=dict, max_length=50)
+    """Labels for every object of the cluster."""
+    annotations: dict[str, str] = Field(default_factory=dict, max_length=50)
+    """Annotations for every object of the cluster."""
+
+
+def _or_default(path: str, default: str) -> tuple[str, str]:
+    """A CEL expression for `self.postgres.<path>` or its default, now and before.
+
+    On the spec and not on the part itself: a rule on a part that was absent before is not run.
+    """
+    return tuple(  # type: ignore[return-value] # two of them
+        f"(has({it}.postgres) && has({it}.postgres.{path}) ? {it}.postgres.{path} : {default})"
+        for it in ("self", "oldSelf")
+    )
+
+
+def _has_initdb(it: str) -> str:
+    return f"(has({it}.postgres) && has({it}.postgres.initdb))"
+
+
+class PgClusterSpec(Model):
+    """What the user wants."""
+
+    rules = (
+        Rule(
+            f"{_has_initdb('self')} == {_has_initdb('oldSelf')} && (!{_has_initdb('self')} ||"
+            " self.postgres.initdb == oldSelf.postgres.initdb)",
+            "spec.postgres.initdb is fixed once the cluster exists: make a new cluster instead",
+            ".postgres.initdb",
+        ),
+        Rule(
+            " == ".join(_or_default("version", "17")),
+            "spec.postgres.version cannot change in place: make a new cluster of that version and"
+            " move the data",
+            ".postgres.version",
+        ),
+        Rule(
+            "!has(self.users) || self.users.all(u, !(u.name in ["
+            + ", ".join(f"'{role}'" for role in names.RESERVED_ROLES)
+            + "]))",
+            "spec.users must not name a role that the operator needs: "
+            + ", ".join(names.RESERVED_ROLES),
+            ".users",
+        ),
+        Rule(
+            "!has(self.databases) || self.databases.all(d, !(d.name in ["
+            + ", ".join(f"'{database}'" for database in names.RESERVED_DATABASES)
+            + "]) && !d.name.endsWith('_ro'))",
+            "spec.databases must not name a database that the operator needs ("
+            + ", ".join(names.RESERVED_DATABASES)
+            + "), nor end in _ro, which the read-only pool uses",
+            ".databases",
+        ),
+    )
+
+    instances: int = Field(ge=1, le=9)
+    """How many PostgreSQL instances there are: one primary, the others standbys."""
+    image: ImageName | None = None
+    """Image of the instances. Default: that of the operator's catalog for `postgres.version`, pinned in the status when the cluster is made."""
+    postgres: Postgres = Postgres()
+    """PostgreSQL itself."""
+    storage: Storage
+    """The volumes of an instance."""
+    replication: Replication = Replication()
+    """Replication between the instances."""
+    failover: Failover = Failover()
+    """When another instance takes over."""
+    databases: tuple[Database, ...] = list_map("name", max_items=100)
+    """Databases that are to exist. Default: one, `app`, owned by role `app`."""
+    users: tuple[User, ...] = list_map("name", max_items=100)
+    """Roles that are to exist and may log in. Default: one, `app`."""
+    pgbouncer: Pgbouncer = Pgbouncer()
+    """The pools in front of the cluster."""
+    scheduling: Scheduling = Scheduling()
+    """Where the pods run."""
+    inherited_metadata: InheritedMetadata = InheritedMetadata()
+    """What every object of the cluster carries in addition."""
+    paused: bool = False
+    """While true, the operator changes nothing and only reports. Failover goes on by itself. Default: false."""
+
+    @property
+    def application(self) -> Database:
+        """The database that Secret <cluster>-app is for."""
+        return self.databases[0] if self.databases else Database(name="app")
+
+
+# --- status -----------------------------------------------------------------------------------
+class Member(Model):
+    """One instance."""
+
+    pod: str
+    """Pod of the instance."""
+    node: str | None = None
+    """Node that it runs on."""
+    role: str | None = None
+    """`primary` or `standby`."""
+    state: str = "unknown"
+    """What it is doing: waiting, bootstrapping, cloning, rewinding, starting, running, promoting, stopping, fenced, refused, or unknown."""
+    reason: str | None = None
+    """Why, in a sentence."""
+    ready: bool = False
+    """Whether it is in its role: a primary that holds the Lease, or a standby that streams."""
+    timeline: int | None = None
+    """Its timeline."""
+    lag_bytes: int | None = None
+    """How much WAL it has still to replay, rounded up to a step."""
+    upstream: str | None = None
+    """Pod that it streams from."""
+    repmgrd: bool = False
+    """Whether repmgrd runs."""
+    postgres_version: str | None = None
+    """Version of its PostgreSQL."""
+    pending_restart: tuple[str, ...] = atomic_list(max_items=400)
+    """Parameters that wait for a restart."""
+    progress: str | None = None
+    """How far a clone has come."""
+
+
+class Pooler(Model):
+    """One pooler."""
+
+    pod: str
+    """Pod of the pooler."""
+    ready: bool = False
+    """Whether it points at the current primary and takes clients."""
+    paused: bool = False
+    """Whether its clients wait."""
+    reason: str | None = None
+    """Why, in a sentence."""
+    primary: str | None = None
+    """Instance that its databases point at."""
+    epoch: int | None = None
+    """Epoch of the databases section that it has applied."""
+    applied_hash: str | None = None
+    """Hash of the databases section that it has applied and verified."""
+
+
+class FailoverRecord(Model):
+    """One change of primary; durations count from when the loss was detected."""
+
+    from_: str | None = Field(default=None, alias="from")
+    """The primary before."""
+    to: str
+    """The primary after."""
+    cause: str
+    """`failover` or `switchover`."""
+    timeline: int
+    """Timeline of the new primary."""
+    epoch: int
+    """How often the Lease has changed hands."""
+    detected_at: str | None = None
+    """When the loss was detected."""
+    gate_ms: int | None = None
+    """Milliseconds until the new primary held the Lease."""
+    promoted_ms: int | None = None
+    """Milliseconds until it accepted writes."""
+    config_ms: int | None = None
+    """Milliseconds until the pools' databases section named it."""
+    reloaded_ms: int | None = None
+    """Milliseconds until the last pool had applied and verified that."""
+    resumed_ms: int | None = None
+    """Milliseconds until the last pool let its clients go on."""
+    first_transaction_ms: int | None = None
+    """Milliseconds until the first transaction through a pool."""
+
+
+class PgClusterStatus(Model):
+    """What there is."""
+
+    observed_generation: int | None = None
+    """Generation of the spec that this status is about."""
+    conditions: tuple[Condition, ...] = list_map("type", max_items=20)
+    """Ready, Progressing, Degraded, Stalled: each with a reason and a message."""
+    summary: str | None = None
+    """One word: what kubectl get shows."""
+    primary: str | None = None
+    """Pod of the primary."""
+    timeline: int | None = None
+    """Timeline of the primary."""
+    system_identifier: str | None = None
+    """Identity of the database cluster."""
+    epoch: int | None = None
+    """How often the Lease has changed hands."""
+    instances: int | None = None
+    """How many instances exist."""
+    ready_instances: int | None = None
+    """How many of them are ready."""
+    selector: str | None = None
+    """Label selector of the instances, for the scale subresource."""
+    image: str | None = None
+    """Image of the instances, pinned when the cluster was made."""
+    pgbouncer_image: str | None = None
+    """Image of the poolers."""
+    members: tuple[Member, ...] = list_map("pod", max_items=50)
+    """The instances."""
+    poolers: tuple[Pooler, ...] = list_map("pod", max_items=100)
+    """The poolers."""
+    last_failover: FailoverRecord | None = None
+    """The last change of primary and its phases."""
+    failovers: tuple[FailoverRecord, ...] = atomic_list(max_items=10)
+    """The last ten changes of primary, newest first."""
+
+
+class PgCluster(Model):
+    """A PostgreSQL cluster: one primary and its standbys under repmgr, behind pgbouncer pools."""
+
+    rules = (
+        Rule(
+            f"self.metadata.name.size() <= {names.MAX_CLUSTER_NAME}",
+            f"metadata.name must have at most {names.MAX_CLUSTER_NAME} characters: pods and"
+            " Services derive their names from it",
+        ),
+        Rule(
+            "self.metadata.name.matches('^[a-z]([-a-z0-9]*[a-z0-9])?$')",
+            "metadata.name must start with a letter and have only lower-case letters, digits and"
+            " hyphens: Services are named after it",
+        ),
+    )
+
+    spec: PgClusterSpec
+    """What the user wants."""
+    status: PgClusterStatus = PgClusterStatus()
+    """What there is."""
+    metadata: Opaque = Field(default_factory=dict, exclude=True)
+    """Standard object's metadata."""
+
+    @classmethod
+    def parse(cls, body: Mapping[str, Any]) -> Self:
+        """Read a manifest; pydantic.ValidationError where it cannot be understood."""
+        return cls.model_validate(dict(body))
+
+    @property
+    def name(self) -> str:
+        """Name of the cluster."""
+        return str(self.metadata["name"])
+
+    @property
+    def namespace(self) -> str:
+        """Namespace of the cluster and of all its objects."""
+        return str(self.metadata["namespace"])
+
+    @property
+    def uid(self) -> str:
+        """Identity of this very object."""
+        return str(self.metadata.get("uid", ""))
+
+    @property
+    def generation(self) -> int:
+        """Generation of the spec."""
+        return int(self.metadata.get("generation", 0))
+
+
+def users(cluster: PgCluster) -> tuple[User, ...]:
+    """The declared users, and the owner of each database where nobody declares it.
+
+    The application's role takes its password from Secret <cluster>-app unless it names another.
+    """
+    application = cluster.spec.application
+    default = SecretRef(name=names.secret_app(cluster.name))
+    found = {user.name: user for user in cluster.spec.users}
+    for database in cluster.spec.databases or (application,):
+        found.setdefault(database.owner, User(name=database.owner))
+    owner = found[application.owner]
+    if owner.password_secret is None:
+        found[owner.name] = owner.model_copy(update={"password_secret": default})
+    return tuple(found.values())
+
+
+def to_config(cluster: PgCluster, *, system_identifier: str | None) -> agents.ClusterConfig:
+    """What the agents need to know of the cluster."""
+    spec = cluster.spec
+    keep = spec.replication.max_slot_wal_keep_size
+    lease = spec.failover.lease
+    return agents.ClusterConfig(
+        name=cluster.name,
+        namespace=cluster.namespace,
+        uid=cluster.uid,
+        instances=spec.instances,
+        postgres_major=spec.postgres.version,
+        parameters=dict(sorted(spec.postgres.parameters.items())),
+        hba=spec.postgres.hba,
+        initdb=agents.InitdbConfig(
+            encoding=spec.postgres.initdb.encoding,
+            locale=spec.postgres.initdb.locale,
+            data_checksums=spec.postgres.initdb.data_checksums,
+        ),
+        wal_volume=spec.storage.wal_size is not None,
+        max_slot_wal_keep_size_bytes=None if keep is None else parse_bytes(keep),
+        failover=agents.FailoverConfig(
+            automatic=spec.failover.automatic,
+            on_crash=spec.failover.on_crash or "restart",
+            maximum_lag_bytes=parse_bytes(spec.failover.maximum_lag),
+            lease=agents.LeaseConfig(
+                duration_s=parse_seconds(lease.duration),
+                renew_interval_s=parse_seconds(lease.renew_interval),
+                renew_deadline_s=parse_seconds(lease.renew_deadline),
+            ),
+        ),
+        databases=tuple(
+            agents.DatabaseConfig(
+                name=database.name, owner=database.owner, extensions=database.extensions
+            )
+            for database in spec.databases or (spec.application,)
+        ),
+        users=tuple(
+            agents.UserConfig(
+                name=user.name,
+                password_secret=user.password_secret.name if user.password_secret else None,
+                member_of=user.member_of,
+            )
+            for user in users(cluster)
+        ),
+        read_only_pool=spec.pgbouncer.read_only_pool,
+        paused=spec.paused,
+        system_identifier=system_identifier,
+    )

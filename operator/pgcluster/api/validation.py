@@ -1,0 +1,244 @@
+"""What the schema cannot say about a spec: parameters and pg_hba lines that are refused, and why.
+
+Pure. The operator puts the first problem into a condition and leaves the running cluster alone.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+
+from pgcluster.api.models import PgClusterSpec
+from pgcluster.api.quantities import parse_bytes, parse_seconds
+
+_REPLICATION = "the operator sizes and sets replication itself"
+_FAILOVER = "repmgr and the operator write it"
+_PATHS = "the operator decides where files live"
+_NETWORK = "Services and pools rely on it"
+_LOGS = "logs go to the container's output"
+_ARCHIVE = "archiving is the operator's"
+_SECURITY = "it would open a hole"
+
+# Parameter → why the operator keeps it for itself.
+REFUSED_PARAMETERS: dict[str, str] = {
+    "allow_alter_system": _FAILOVER,
+    "archive_cleanup_command": _ARCHIVE,
+    "archive_command": _ARCHIVE,
+    "archive_library": _ARCHIVE,
+    "archive_mode": _ARCHIVE,
+    "bonjour": _NETWORK,
+    "cluster_name": _REPLICATION,
+    "config_file": _PATHS,
+    "data_directory": _PATHS,
+    "data_sync_retry": "a failed fsync must end the server",
+    "external_pid_file": _PATHS,
+    "fsync": "without it a crash loses acknowledged writes",
+    "full_page_writes": "pg_rewind and crash recovery need it",
+    "hba_file": _PATHS,
+    "hot_standby": _REPLICATION,
+    "ident_file": _PATHS,
+    "include": _PATHS,
+    "include_dir": _PATHS,
+    "include_if_exists": _PATHS,
+    "listen_addresses": _NETWORK,
+    "log_destination": _LOGS,
+    "log_directory": _LOGS,
+    "log_file_mode": _LOGS,
+    "log_filename": _LOGS,
+    "logging_collector": _LOGS,
+    "password_encryption": _SECURITY,
+    "port": _NETWORK,
+    "primary_conninfo": _FAILOVER,
+    "primary_slot_name": _FAILOVER,
+    "promote_trigger_file": _FAILOVER,
+    "recovery_end_command": _FAILOVER,
+    "recovery_min_apply_delay": _FAILOVER,
+    "recovery_target": _FAILOVER,
+    "recovery_target_action": _FAILOVER,
+    "recovery_target_inclusive": _FAILOVER,
+    "recovery_target_lsn": _FAILOVER,
+    "recovery_target_name": _FAILOVER,
+    "recovery_target_time": _FAILOVER,
+    "recovery_target_timeline": _FAILOVER,
+    "recovery_target_xid": _FAILOVER,
+    "restart_after_crash": _FAILOVER,
+    "restore_command": _ARCHIVE,
+    "ssl": _SECURITY,
+    "ssl_ca_file": _PATHS,
+    "ssl_cert_file": _PATHS,
+    "ssl_crl_dir": _PATHS,
+    "ssl_crl_file": _PATHS,
+    "ssl_key_file": _PATHS,
+    "synchronous_standby_names": _REPLICATION,
+    "syslog_facility": _LOGS,
+    "syslog_ident": _LOGS,
+    "unix_socket_directories": _PATHS,
+    "unix_socket_group": _PATHS,
+    "unix_socket_permissions": _PATHS,
+    "wal_log_hints": "pg_rewind needs it",
+}
+
+# The only values of these that leave replication working.
+_ALLOWED_VALUES: dict[str, frozenset[str]] = {"wal_level": frozenset({"replica", "logical"})}
+
+# pgbouncer settings that cannot break the cluster: sizes, timeouts, logging.
+ALLOWED_PGBOUNCER: frozenset[str] = frozenset(
+    {
+        "application_name_add_host",
+        "autodb_idle_timeout",
+        "cancel_wait_timeout",
+        "client_idle_timeout",
+        "client_login_timeout",
+        "default_pool_size",
+        "disable_pqexec",
+        "idle_transaction_timeout",
+        "ignore_startup_parameters",
+        "listen_backlog",
+        "log_connections",
+        "log_disconnections",
+        "log_pooler_errors",
+        "log_stats",
+        "max_client_conn",
+        "max_db_client_connections",
+        "max_db_connections",
+        "max_packet_size",
+        "max_prepared_statements",
+        "max_user_client_connections",
+        "max_user_connections",
+        "min_pool_size",
+        "pkt_buf",
+        "query_timeout",
+        "query_wait_notify",
+        "query_wait_timeout",
+        "reserve_pool_size",
+        "reserve_pool_timeout",
+        "sbuf_loopcnt",
+        "server_check_delay",
+        "server_check_query",
+        "server_idle_timeout",
+        "server_lifetime",
+        "server_reset_query",
+        "server_reset_query_always",
+        "server_round_robin",
+        "stats_period",
+        "suspend_timeout",
+        "tcp_defer_accept",
+        "tcp_socket_buffer",
+        "track_extra_parameters",
+        "transaction_timeout",
+        "verbose",
+    }
+)
+
+_PARAMETER_NAME = re.compile(r"[a-z_][a-z0-9_]*(\.[a-z_][a-z0-9_]*)?", re.ASCII)
+_HBA_TYPES = ("local", "host", "hostssl", "hostnossl", "hostgssenc", "hostnogssenc")
+
+
+@dataclass(frozen=True, slots=True)
+class Problem:
+    """One thing that is wrong: which field, and what to do."""
+
+    field: str
+    message: str
+
+    def __str__(self) -> str:
+        return f"{self.field}: {self.message}"
+
+
+def check(spec: PgClusterSpec) -> list[Problem]:
+    """Everything that is wrong with a spec that the schema has let through."""
+    return [
+        *_parameters(spec),
+        *_hba(spec),
+        *_pgbouncer(spec),
+        *_quantities(spec),
+        *_references(spec),
+    ]
+
+
+def _parameters(spec: PgClusterSpec) -> list[Problem]:
+    problems = []
+    for name, value in sorted(spec.postgres.parameters.items()):
+        field = f"spec.postgres.parameters.{name}"
+        if not _PARAMETER_NAME.fullmatch(name):
+            problems.append(
+                Problem(field, "a parameter's name has lower-case letters, digits, underscores")
+            )
+        elif name in REFUSED_PARAMETERS:
+            problems.append(Problem(field, f"{REFUSED_PARAMETERS[name]}: remove it"))
+        elif (allowed := _ALLOWED_VALUES.get(name)) and value not in allowed:
+            problems.append(Problem(field, f"must be one of {', '.join(sorted(allowed))}"))
+        elif any(character in value for character in "\r\n\0"):
+            problems.append(Problem(field, "a value must not contain a line break"))
+    return problems
+
+
+def _hba(spec: PgClusterSpec) -> list[Problem]:
+    problems = []
+    for index, line in enumerate(spec.postgres.hba):
+        field = f"spec.postgres.hba[{index}]"
+        words = line.split("#", 1)[0].split()
+        if any(character in line for character in "\r\n\0"):
+            problems.append(Problem(field, "a line must not contain a line break"))
+        elif not words or words[0] not in _HBA_TYPES:
+            problems.append(Problem(field, f"must start with one of {', '.join(_HBA_TYPES)}"))
+        elif "trust" in words:
+            problems.append(Problem(field, f"method trust is refused: {_SECURITY}"))
+        elif len(words) < (4 if words[0] == "local" else 5):
+            problems.append(Problem(field, "wants type, database, user, address and method"))
+    return problems
+
+
+def _pgbouncer(spec: PgClusterSpec) -> list[Problem]:
+    problems = []
+    for name, value in sorted(spec.pgbouncer.parameters.items()):
+        field = f"spec.pgbouncer.parameters.{name}"
+        if name not in ALLOWED_PGBOUNCER:
+            problems.append(
+                Problem(field, "is not among the settings that may be changed: remove it")
+            )
+        elif any(character in value for character in "\r\n\0"):
+            problems.append(Problem(field, "a value must not contain a line break"))
+    return problems
+
+
+def _quantities(spec: PgClusterSpec) -> list[Problem]:
+    problems = []
+    sizes = {
+        "spec.storage.size": spec.storage.size,
+        "spec.storage.walSize": spec.storage.wal_size,
+        "spec.replication.maxSlotWalKeepSize": spec.replication.max_slot_wal_keep_size,
+        "spec.failover.maximumLag": spec.failover.maximum_lag,
+    }
+    for field, text in sizes.items():
+        if text is not None:
+            try:
+                parse_bytes(text)
+            except ValueError as error:
+                problems.append(Problem(field, str(error)))
+    lease = spec.failover.lease
+    for field, text in {
+        "spec.failover.lease.duration": lease.duration,
+        "spec.failover.lease.renewInterval": lease.renew_interval,
+        "spec.failover.lease.renewDeadline": lease.renew_deadline,
+    }.items():
+        try:
+            parse_seconds(text)
+        except ValueError as error:
+            problems.append(Problem(field, str(error)))
+    return problems
+
+
+def _references(spec: PgClusterSpec) -> list[Problem]:
+    known = {user.name for user in spec.users} | {database.owner for database in spec.databases}
+    problems = []
+    for index, user in enumerate(spec.users):
+        for group in user.member_of:
+            if group not in known and not group.startswith("pg_"):
+                problems.append(
+                    Problem(
+                        f"spec.users[{index}].memberOf",
+                        f"role {group} is neither declared in spec.users nor PostgreSQL's own",
+                    )
+                )
+    return problems

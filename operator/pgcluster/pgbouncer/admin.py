@@ -1,0 +1,164 @@
+"""pgbouncer's admin console: every call has a deadline, and PAUSE never holds anything up.
+
+Over the Unix socket a process of pgbouncer's own user is let in as `pgbouncer` without a password.
+Source: pgbouncer documentation, "Admin console".
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from dataclasses import dataclass
+
+from pgcluster.api import names
+from pgcluster.pgbouncer.link import Link, LinkLost, Refused, Row
+
+_CONSOLE = "pgbouncer"
+_OPEN_S = 2.0
+_QUERY_S = 2.0
+
+
+@dataclass(frozen=True, slots=True)
+class Database:
+    """A row of SHOW DATABASES; `host` is the list as configured, "" for the console itself."""
+
+    name: str
+    host: str
+    port: int
+    dbname: str
+    paused: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Server:
+    """A row of SHOW SERVERS; `client` is the `ptr` of the client that uses it, "" for none."""
+
+    database: str
+    address: str
+    state: str
+    close_needed: bool
+    client: str
+
+
+class Admin:
+    """The console of one pgbouncer. LinkLost: it does not answer. Refused: it said no."""
+
+    def __init__(self, *, socket_dir: str, port: int, password: str | None = None) -> None:
+        self._parameters: dict[str, str | int] = {
+            "host": socket_dir,
+            "port": port,
+            "user": names.PGBOUNCER_ADMIN,
+            "dbname": _CONSOLE,
+            "application_name": "pgcluster-pooler",
+        }
+        if password is not None:
+            self._parameters["password"] = password
+        self._link: Link | None = None
+        self._opening = asyncio.Lock()
+        self.gone = asyncio.Event()
+
+    async def version(self) -> str:
+        """Such as `1.24.1`."""
+        rows = await self._query("SHOW VERSION")
+        return (rows[0].get("version") or "").removeprefix("PgBouncer ") if rows else ""
+
+    async def databases(self) -> list[Database]:
+        """SHOW DATABASES without the console."""
+        return [
+            Database(
+                name=row["name"] or "",
+                host=row["host"] or "",
+                port=int(row["port"] or 0),
+                dbname=row["database"] or "",
+                paused=row["paused"] == "1",
+            )
+            for row in await self._query("SHOW DATABASES")
+            if row["name"] != _CONSOLE
+        ]
+
+    async def servers(self) -> list[Server]:
+        """SHOW SERVERS."""
+        return [
+            Server(
+                database=row["database"] or "",
+                address=row["addr"] or "",
+                state=row["state"] or "",
+                close_needed=row["close_needed"] == "1",
+                client=row["link"] or "",
+            )
+            for row in await self._query("SHOW SERVERS")
+        ]
+
+    async def clients(self) -> list[Row]:
+        """SHOW CLIENTS."""
+        return await self._query("SHOW CLIENTS")
+
+    async def config(self) -> dict[str, str]:
+        """SHOW CONFIG."""
+        return {row["key"] or "": row["value"] or "" for row in await self._query("SHOW CONFIG")}
+
+    async def stats(self) -> list[Row]:
+        """SHOW STATS_TOTALS."""
+        return await self._query("SHOW STATS_TOTALS")
+
+    async def pools(self) -> list[Row]:
+        """SHOW POOLS."""
+        return await self._query("SHOW POOLS")
+
+    async def reload(self) -> None:
+        """RELOAD. Before 1.25 it says yes to a broken file too: look at what is in force."""
+        await self._query("RELOAD")
+
+    async def pause(self, database: str, *, wait_s: float) -> bool:
+        """PAUSE; whether its servers were drained within `wait_s`.
+
+        It is in force as soon as pgbouncer reads it, and stays so when the connection ends; only
+        the answer waits for the transactions that run, and would for ever after a RESUME from
+        elsewhere (pgbouncer issue 715). So it has a connection of its own that is dropped.
+        """
+        link = await Link.open(self._parameters, deadline_s=_OPEN_S)
+        try:
+            await link.query(f"PAUSE {_identifier(database)}", deadline_s=wait_s)
+        except LinkLost:
+            return False
+        finally:
+            link.close()
+        return True
+
+    async def resume(self, database: str) -> None:
+        """RESUME; a database that was not paused is fine."""
+        try:
+            await self._query(f"RESUME {_identifier(database)}")
+        except Refused as refusal:
+            if "not paused" not in str(refusal):
+                raise
+
+    async def kill(self, database: str) -> None:
+        """KILL: drop all clients and servers of a database, which stays paused after it."""
+        await self._query(f"KILL {_identifier(database)}")
+
+    async def kill_client(self, client_id: int) -> None:
+        """KILL_CLIENT, of pgbouncer 1.24 and later: drop one client with its server."""
+        await self._query(f"KILL_CLIENT {client_id}")
+
+    def close(self) -> None:
+        """Drop the connection."""
+        if self._link is not None:
+            self._link.close()
+            self._link = None
+
+    async def _query(self, statement: str) -> list[Row]:
+        async with self._opening:
+            if self._link is None or not self._link.is_open:
+                self.gone.clear()
+                self._link = await Link.open(
+                    self._parameters, deadline_s=_OPEN_S, on_lost=self.gone.set
+                )
+        with contextlib.suppress(AttributeError):
+            return await self._link.query(statement, deadline_s=_QUERY_S)
+        raise LinkLost("the connection was closed")
+
+
+def _identifier(database: str) -> str:
+    """The console's parser knows SQL's quoted identifiers."""
+    return '"' + database.replace('"', '""') + '"'

@@ -1,0 +1,170 @@
+"""The resource's models: schema, defaults, what is refused and why."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from pgcluster.api import conditions, names
+from pgcluster.api.crd import crd, schema, structural
+from pgcluster.api.models import PgCluster, to_config, users
+from pgcluster.api.quantities import parse_bytes, parse_seconds
+from pgcluster.api.validation import REFUSED_PARAMETERS, check
+
+MINIMAL = {"instances": 3, "storage": {"size": "10Gi"}}
+
+
+def cluster(**spec: Any) -> PgCluster:
+    metadata = {"name": "shop", "namespace": "prod", "uid": "u-1", "generation": 4}
+    return PgCluster.parse({"metadata": metadata, "spec": {**MINIMAL, **spec}})
+
+
+def nodes(node: dict[str, Any], path: str = "") -> Iterator[tuple[str, dict[str, Any]]]:
+    yield path, node
+    for name, child in node.get("properties", {}).items():
+        yield from nodes(child, f"{path}.{name}")
+    if "items" in node:
+        yield from nodes(node["items"], f"{path}[]")
+    if isinstance(node.get("additionalProperties"), dict):
+        yield from nodes(node["additionalProperties"], f"{path}{{}}")
+
+
+def test_instances_and_storage_size_alone_make_a_good_cluster() -> None:
+    config = to_config(cluster(), system_identifier=None)
+    assert [database.name for database in config.databases] == ["app"]
+    assert [(user.name, user.password_secret) for user in config.users] == [("app", "shop-app")]
+    assert config.failover.automatic
+    assert config.failover.on_crash == "restart"
+    assert config.failover.maximum_lag_bytes == 16 << 20
+    assert config.failover.lease.renew_deadline_s < config.failover.lease.duration_s
+    assert check(cluster().spec) == []
+
+
+def test_an_old_operator_survives_a_newer_crd() -> None:
+    read = cluster(somethingNew={"a": 1}, storage={"size": "1Gi", "snapshots": True})
+    assert read.spec.storage.size == "1Gi"
+
+
+def test_the_owner_of_a_database_becomes_a_role_and_the_first_gets_the_secret() -> None:
+    read = cluster(databases=[{"name": "a", "owner": "alice"}, {"name": "b", "owner": "bob"}])
+    found = {user.name: user.password_secret for user in users(read)}
+    assert found["alice"] is not None
+    assert found["alice"].name == "shop-app"
+    assert found["bob"] is None
+
+
+def test_every_node_of_the_schema_has_a_type_and_every_field_a_description() -> None:
+    for path, node in nodes(schema()):
+        assert "type" in node or node.get("x-kubernetes-int-or-string"), path
+        assert not {"$ref", "title", "default", "prefixItems"} & node.keys(), path
+        if path.rpartition(".")[2] not in ("", "metadata") and not path.endswith(("[]", "{}")):
+            assert node.get("description", "").endswith("."), path
+
+
+def test_every_text_and_list_has_a_bound() -> None:
+    for path, node in nodes(schema()["properties"]["spec"]):
+        if node.get("type") == "string" and "enum" not in node and not path.endswith("{}"):
+            assert "maxLength" in node, path
+        if node.get("type") == "array":
+            assert "maxItems" in node, path
+
+
+def test_rules_name_the_field_and_what_to_do() -> None:
+    rules = [
+        rule for _, node in nodes(schema()) for rule in node.get("x-kubernetes-validations", [])
+    ]
+    assert len(rules) >= 12
+    for rule in rules:
+        assert rule["message"]
+        assert "spec." in rule["message"] or "metadata.name" in rule["message"], rule
+
+
+def test_the_crd_has_columns_short_name_and_subresources() -> None:
+    version = crd()["spec"]["versions"][0]
+    columns = [column["name"] for column in version["additionalPrinterColumns"]]
+    assert columns == ["Instances", "Ready", "Primary", "Status", "Age"]
+    assert crd()["spec"]["names"]["shortNames"] == ["pgc"]
+    assert version["subresources"].keys() == {"status", "scale"}
+
+
+def test_unions_and_tuples_have_no_structural_form() -> None:
+    for node in ({"anyOf": [{"type": "string"}, {"type": "integer"}]}, {"prefixItems": []}):
+        with pytest.raises(ValueError, match="no structural form"):
+            structural(node, {})
+
+
+@pytest.mark.parametrize(
+    ("spec", "field"),
+    [
+        ({"postgres": {"parameters": {"port": "1"}}}, "spec.postgres.parameters.port"),
+        ({"postgres": {"parameters": {"Work Mem": "1"}}}, "spec.postgres.parameters.Work Mem"),
+        ({"postgres": {"parameters": {"wal_level": "minimal"}}}, "spec.postgres.parameters.wal_le"),
+        ({"postgres": {"parameters": {"work_mem": "1\nport=1"}}}, "spec.postgres.parameters.work"),
+        ({"postgres": {"hba": ["host all all all trust"]}}, "spec.postgres.hba[0]"),
+        ({"postgres": {"hba": ["host a a a md5", "nonsense"]}}, "spec.postgres.hba[1]"),
+        ({"postgres": {"hba": ["host all all"]}}, "spec.postgres.hba[0]"),
+        (
+            {"pgbouncer": {"parameters": {"auth_type": "any"}}},
+            "spec.pgbouncer.parameters.auth_type",
+        ),
+        ({"storage": {"size": "many"}}, "spec.storage.size"),
+        ({"failover": {"maximumLag": "far"}}, "spec.failover.maximumLag"),
+        ({"failover": {"lease": {"duration": "6"}}}, "spec.failover.lease.duration"),
+        ({"users": [{"name": "u", "memberOf": ["nobody"]}]}, "spec.users[0].memberOf"),
+    ],
+)
+def test_what_the_schema_lets_through_is_found(spec: dict[str, Any], field: str) -> None:
+    problems = check(cluster(**spec).spec)
+    assert len(problems) == 1
+    assert problems[0].field.startswith(field)
+    assert problems[0].message
+
+
+def test_every_refusal_of_a_parameter_has_a_reason() -> None:
+    for name, why in REFUSED_PARAMETERS.items():
+        problem = check(cluster(postgres={"parameters": {name: "x"}}).spec)[0]
+        assert why in problem.message
+
+
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [("0", 0), ("16Mi", 16 << 20), ("1.5Gi", 3 << 29), ("2G", 2 * 10**9), ("1e3", 1000), ("1m", 1)],
+)
+def test_quantities(text: str, value: int) -> None:
+    assert parse_bytes(text) == value
+
+
+@pytest.mark.parametrize(("text", "value"), [("500ms", 0.5), ("6s", 6), ("2m", 120), ("1.5s", 1.5)])
+def test_durations(text: str, value: float) -> None:
+    assert parse_seconds(text) == value
+
+
+@given(st.text())
+def test_no_text_crashes_the_parsers(text: str) -> None:
+    for parse in (parse_bytes, parse_seconds):
+        with contextlib.suppress(ValueError):
+            assert parse(text) >= 0
+
+
+def test_a_conditions_time_moves_only_with_its_status() -> None:
+    first = conditions.merge([], [("Ready", False, "Creating", "x")], generation=1, now="t1")
+    second = conditions.merge(first, [("Ready", False, "NoPrimary", "y")], generation=2, now="t2")
+    third = conditions.merge(second, [("Ready", True, "AllReady", "z")], generation=2, now="t3")
+    assert [c.last_transition_time for c in (*first, *second, *third)] == ["t1", "t1", "t3"]
+    assert second[0].reason == "NoPrimary"
+
+
+def test_names_that_derive_from_a_cluster_fit_into_kubernetes() -> None:
+    longest = "a" * names.MAX_CLUSTER_NAME
+    for derived in (
+        names.pod(longest, 8),
+        names.service_primary(longest),
+        names.pgbouncer(longest) + "-0123456789-abcde",
+        names.statefulset(longest) + "-0123456789",
+    ):
+        assert len(derived) <= 63

@@ -6,6 +6,7 @@ import base64
 import csv
 import io
 import json
+import re
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -70,6 +71,22 @@ class Cluster:
 
         return eventually(ready, within=within, what=f"PgCluster {self.name} is Ready")
 
+    def condition_says(self, words: str, *, within: float = 60) -> None:
+        """Wait until a condition of the present generation has these words (a pattern)."""
+
+        def told() -> bool:
+            document = self.get()
+            status = document.get("status", {})
+            texts = [
+                f"{c.get('reason', '')} {c.get('message', '')}"
+                for c in status.get("conditions", [])
+                if c.get("observedGeneration") == document["metadata"]["generation"]
+            ]
+            assert any(re.search(words, text) for text in texts), describe(status)
+            return True
+
+        eventually(told, within=within, what=f"a condition of {self.name} says {words!r}")
+
     def delete(self) -> None:
         """Delete the PgCluster and wait until everything it owned is gone."""
         self.kubectl.delete("pgcluster", self.name)
@@ -93,12 +110,12 @@ class Cluster:
 
     def owned(self, kind: str) -> list[dict[str, Any]]:
         """Objects of a kind that carry this cluster's label."""
-        return self.kubectl.list(kind, labels=f"{names.LABEL_CLUSTER}={self.name}")
+        return self.kubectl.objects(kind, labels=f"{names.LABEL_CLUSTER}={self.name}")
 
     def pods(self, component: str = names.COMPONENT_POSTGRES) -> list[dict[str, Any]]:
         """Its postgres pods, or its pgbouncer pods, by name."""
         selector = f"{names.LABEL_CLUSTER}={self.name},{names.LABEL_COMPONENT}={component}"
-        found = self.kubectl.list("pods", labels=selector)
+        found = self.kubectl.objects("pods", labels=selector)
         return sorted(found, key=lambda pod: str(pod["metadata"]["name"]))
 
     def instances(self) -> list[str]:
@@ -141,7 +158,7 @@ class Cluster:
         """Kubernetes Events about the PgCluster."""
         return [
             event
-            for event in self.kubectl.list("events")
+            for event in self.kubectl.objects("events")
             if event["involvedObject"]["kind"] == names.KIND
             and event["involvedObject"]["name"] == self.name
         ]

@@ -94,7 +94,7 @@ class Kubectl:
         answer: dict[str, Any] = json.loads(text)
         return answer
 
-    def list(self, kind: str, labels: str = "", fields: str = "") -> list[dict[str, Any]]:
+    def objects(self, kind: str, labels: str = "", fields: str = "") -> list[dict[str, Any]]:
         """All objects of a kind in the namespace."""
         selectors = [*(("-l", labels) if labels else ())]
         if fields:
@@ -114,6 +114,10 @@ class Kubectl:
     def patch(self, kind: str, name: str, patch: Mapping[str, Any]) -> None:
         """A merge patch."""
         self.run("patch", kind, name, "--type=merge", "-p", json.dumps(patch))
+
+    def json_patch(self, kind: str, name: str, operations: list[dict[str, Any]]) -> None:
+        """A JSON patch (RFC 6902)."""
+        self.run("patch", kind, name, "--type=json", "-p", json.dumps(operations))
 
     def delete(self, kind: str, name: str, *more: str, timeout_s: float = 120.0) -> None:
         """Delete one object and wait for its end; one that is not there is fine."""

@@ -63,7 +63,7 @@ def test_the_service_of_the_primary_leads_to_the_primary_only(shop: Cluster) -> 
     primary = shop.settled()
 
     def only_the_primary() -> bool:
-        slices = shop.kubectl.list(
+        slices = shop.kubectl.objects(
             "endpointslices", labels=f"kubernetes.io/service-name={names.service_primary('shop')}"
         )
         targets = [

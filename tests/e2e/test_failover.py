@@ -95,7 +95,7 @@ def test_a_promotion_becomes_an_event_of_kubernetes(shop: Cluster) -> None:
     def told() -> bool:
         texts = [
             f"{event['reason']} {event['message']}"
-            for event in shop.kubectl.list("events")
+            for event in shop.kubectl.objects("events")
             if event["involvedObject"]["name"] in ("shop", *shop.instances())
         ]
         return any("standby_promote" in text or "StandbyPromote" in text for text in texts)

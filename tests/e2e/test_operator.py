@@ -92,7 +92,7 @@ def _different(before: dict[str, str], after: dict[str, str]) -> bool:
 
 
 def _leader(system: Kubectl) -> str:
-    leases = system.list("leases")
+    leases = system.objects("leases")
     holders = [str(lease["spec"].get("holderIdentity") or "") for lease in leases]
     return next((holder for holder in holders if holder), "")
 
@@ -110,7 +110,7 @@ def test_the_operator_is_small(shop: Cluster, system: Kubectl, report: Report) -
     shop.settled()
     pods = [
         pod["metadata"]["name"]
-        for pod in system.list("pods")
+        for pod in system.objects("pods")
         if pod["metadata"]["name"].startswith("pgcluster-operator")
     ]
     assert len(pods) == 2

@@ -92,7 +92,7 @@ def test_a_deleted_cluster_keeps_its_data_and_takes_it_up_when_made_again(
     readme_cluster.psql(primary, "CREATE TABLE kept AS SELECT 42 AS answer", "app")
     system_id = readme_cluster.status()["systemIdentifier"]
     readme_cluster.delete()
-    claims = own_namespace.list("pvc", labels=f"{names.LABEL_CLUSTER}={readme_cluster.name}")
+    claims = own_namespace.objects("pvc", labels=f"{names.LABEL_CLUSTER}={readme_cluster.name}")
     assert len(claims) == 3
     started_s = time.monotonic()
     own_namespace.apply_text(block("smallest"))

@@ -164,7 +164,7 @@ def test_names_that_derive_from_a_cluster_fit_into_kubernetes() -> None:
     for derived in (
         names.pod(longest, 8),
         names.service_primary(longest),
-        names.pgbouncer(longest) + "-0123456789-abcde",
+        names.pgbouncer(longest) + "-0123456789",
         names.statefulset(longest) + "-0123456789",
     ):
         assert len(derived) <= 63

@@ -20,8 +20,8 @@ _DURATION = re.compile(r"(\d+(?:\.\d+)?)(ms|s|m|h)", re.ASCII)
 _SECONDS = {"ms": Decimal("0.001"), "s": Decimal(1), "m": Decimal(60), "h": Decimal(3600)}
 
 
-def parse_bytes(text: str) -> int:
-    """A Kubernetes quantity such as `16Mi` or `2G` in bytes, rounded up; ValueError else."""
+def parse_quantity(text: str) -> Decimal:
+    """A Kubernetes quantity such as `16Mi`, `2G` or `500m` as a number; ValueError else."""
     found = _QUANTITY.fullmatch(text.strip())
     if found is None:
         raise ValueError(f"not a quantity: {text!r}; write for instance 16Mi or 10Gi")
@@ -32,7 +32,12 @@ def parse_bytes(text: str) -> int:
         number = number.scaleb(_DECIMAL[found[3]])
     elif found[4]:
         number = number.scaleb(int(found[4]))
-    return int(number.to_integral_value(rounding="ROUND_CEILING"))
+    return number
+
+
+def parse_bytes(text: str) -> int:
+    """A Kubernetes quantity such as `16Mi` or `2G` in bytes, rounded up; ValueError else."""
+    return int(parse_quantity(text).to_integral_value(rounding="ROUND_CEILING"))
 
 
 def parse_seconds(text: str) -> float:

@@ -1,4 +1,4 @@
-"""The Kubernetes API as plain dicts: a thin wrapper over `kubernetes.aio`.
+"""The Kubernetes API as plain dicts, over aiohttp.
 
 Typed models are left out on purpose: they take seconds and tens of megabytes to import, and refuse
 what the API server accepts. Paths are built from static resources, so there is no discovery.
@@ -9,19 +9,15 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
-import os
 import random
 from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, Self
-from urllib.parse import urlencode
 
 import aiohttp
-from kubernetes.aio.client.api_client import ApiClient
-from kubernetes.aio.client.configuration import Configuration
-from kubernetes.aio.config import load_incluster_config, load_kube_config
 
-from pgcluster.kube import errors
+from pgcluster.kube import credentials, errors
+from pgcluster.kube.credentials import Credentials
 from pgcluster.kube.resources import Resource
 
 log = logging.getLogger(__name__)
@@ -52,24 +48,26 @@ class WatchEvent:
 class KubeClient:
     """Requests to one API server; every request has a deadline."""
 
-    def __init__(self, api: ApiClient, *, request_timeout_s: float) -> None:
-        self._api = api
-        self._configuration: Configuration = api.configuration
+    def __init__(self, identity: Credentials, *, request_timeout_s: float) -> None:
+        self._identity = identity
         self._timeout = aiohttp.ClientTimeout(total=request_timeout_s, connect=_CONNECT_S)
+        self._session = aiohttp.ClientSession(
+            connector=aiohttp.TCPConnector(ssl=identity.tls or True, limit=0),
+            # One object is one line of a watch, and may be large.
+            read_bufsize=1 << 21,
+        )
 
     @classmethod
     async def connect(cls, *, request_timeout_s: float = 10.0) -> Self:
         """As the pod's ServiceAccount where there is one, else as KUBECONFIG says."""
-        configuration = Configuration()
-        if "KUBERNETES_SERVICE_HOST" in os.environ:
-            load_incluster_config(client_configuration=configuration)
-        else:
-            await load_kube_config(client_configuration=configuration)
-        return cls(ApiClient(configuration), request_timeout_s=request_timeout_s)
+        identity = (
+            credentials.of_pod() if credentials.in_pod() else await credentials.of_kubeconfig()
+        )
+        return cls(identity, request_timeout_s=request_timeout_s)
 
     async def close(self) -> None:
         """Close all connections."""
-        await self._api.close()
+        await self._session.close()
 
     # --- reading ------------------------------------------------------------------------------
 
@@ -229,9 +227,9 @@ class KubeClient:
     # --- transport ----------------------------------------------------------------------------
 
     async def _headers(self) -> dict[str, str]:
-        # The hook reads the ServiceAccount's token again once a minute: the kubelet rotates it.
-        token = await self._configuration.get_api_key_with_prefix("BearerToken")
-        return {"Authorization": token} if token else {}
+        authorization = await self._identity.authorization()
+        headers = {"Accept": "application/json"}
+        return headers | ({"Authorization": authorization} if authorization else {})
 
     async def _request(
         self,
@@ -242,22 +240,21 @@ class KubeClient:
         body: object = None,
         content_type: str = "application/json",
     ) -> Manifest:
-        headers = await self._headers() | {
-            "Accept": "application/json",
-            "Content-Type": content_type,
-        }
+        headers = await self._headers()
+        if body is not None:
+            headers["Content-Type"] = content_type
         try:
-            response = await self._api.rest_client.request(
+            async with self._session.request(
                 method,
-                self._url(path, query),
+                self._identity.host + path,
+                params=query,
                 headers=headers,
-                body=body,
-                _request_timeout=self._timeout,
-            )
-            text = await response.read()
+                data=None if body is None else json.dumps(body),
+                timeout=self._timeout,
+            ) as response:
+                return _answer(response.status, await response.read())
         except (aiohttp.ClientError, OSError, TimeoutError) as error:
             raise _unreachable(error) from error
-        return _answer(response.status, text)
 
     async def _stream(
         self, path: str, query: Mapping[str, str]
@@ -266,17 +263,15 @@ class KubeClient:
             total=None, sock_connect=_CONNECT_S, sock_read=_WATCH_SILENCE_S
         )
         try:
-            response = await self._api.rest_client.request(
-                "GET",
-                self._url(path, query),
-                headers=await self._headers() | {"Accept": "application/json"},
-                _request_timeout=timeout,
-            )
-            stream: aiohttp.ClientResponse = response.response
-            try:
+            async with self._session.get(
+                self._identity.host + path,
+                params=query,
+                headers=await self._headers(),
+                timeout=timeout,
+            ) as response:
                 if response.status != 200:
                     _answer(response.status, await response.read())
-                async for line in stream.content:
+                async for line in response.content:
                     event = json.loads(line)
                     if event["type"] == "ERROR":
                         status = event["object"]
@@ -286,14 +281,8 @@ class KubeClient:
                             status.get("message") or "the watch has ended",
                         )
                     yield event["type"], event["object"]
-            finally:
-                stream.close()
         except (aiohttp.ClientError, OSError, TimeoutError, ValueError) as error:
             raise _unreachable(error) from error
-
-    def _url(self, path: str, query: Mapping[str, str] | None) -> str:
-        suffix = "?" + urlencode(query) if query else ""
-        return f"{self._configuration.host}{path}{suffix}"
 
 
 def _answer(status: int, text: bytes) -> Manifest:

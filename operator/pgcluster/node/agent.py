@@ -31,6 +31,7 @@ log = logging.getLogger(__name__)
 
 _REPORT_EVERY_S = 0.5
 _ALIVE_WITHIN_S = 30.0
+_SUCCESSOR_WITHIN_S = 10.0
 # How long postgres stays down after `repmgr node service --action=stop` before the agent acts.
 _HANDS_OFF_S = 120.0
 
@@ -164,13 +165,34 @@ class Agent:
 
     async def _leave(self) -> None:
         """Stop in order: repmgrd, postgres, then the Lease, so that nobody waits for it."""
-        self._instance.say("stopping", "the pod is being stopped")
-        await self._instance.stop_repmgrd()
-        await self._instance.stop_postgres()
-        await self._instance.lease.release()
+        instance = self._instance
+        instance.say("stopping", "the pod is being stopped")
+        was_primary = instance.standing.primary
+        await instance.stop_repmgrd()
+        await instance.stop_postgres()
+        await instance.lease.release()
         with contextlib.suppress(PgClusterError, TimeoutError):
             async with asyncio.timeout(2):
                 await self._reporter.write()
+        if was_primary and instance.config.instances > 1 and instance.config.failover.automatic:
+            await self._await_successor()
+
+    async def _await_successor(self) -> None:
+        """Stay until another instance is the primary, or for a while.
+
+        As long as this pod has its address, connecting to it is refused at once; afterwards each
+        of repmgrd's probes of it takes its whole timeout, in the middle of the failover.
+        """
+        deadline_s = monotonic_s() + _SUCCESSOR_WITHIN_S
+        while monotonic_s() < deadline_s:
+            reports = self._instance.members.reports()
+            if any(
+                report.role == "primary" and report.ready
+                for pod, report in reports.items()
+                if pod != self._instance.me
+            ):
+                return
+            await asyncio.sleep(0.1)
 
     # --- requests over the socket -------------------------------------------------------------
 

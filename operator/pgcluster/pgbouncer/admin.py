@@ -7,7 +7,7 @@ Source: pgbouncer documentation, "Admin console".
 from __future__ import annotations
 
 import asyncio
-import contextlib
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from pgcluster.api import names
@@ -40,10 +40,25 @@ class Server:
     client: str
 
 
+@dataclass(frozen=True, slots=True)
+class Setting:
+    """A row of SHOW CONFIG; what is not `changeable` takes a restart."""
+
+    value: str
+    changeable: bool
+
+
 class Admin:
     """The console of one pgbouncer. LinkLost: it does not answer. Refused: it said no."""
 
-    def __init__(self, *, socket_dir: str, port: int, password: str | None = None) -> None:
+    def __init__(
+        self,
+        *,
+        socket_dir: str,
+        port: int,
+        password: str | None = None,
+        on_lost: Callable[[], None] | None = None,
+    ) -> None:
         self._parameters: dict[str, str | int] = {
             "host": socket_dir,
             "port": port,
@@ -55,7 +70,7 @@ class Admin:
             self._parameters["password"] = password
         self._link: Link | None = None
         self._opening = asyncio.Lock()
-        self.gone = asyncio.Event()
+        self._on_lost = on_lost
 
     async def version(self) -> str:
         """Such as `1.24.1`."""
@@ -93,11 +108,14 @@ class Admin:
         """SHOW CLIENTS."""
         return await self._query("SHOW CLIENTS")
 
-    async def config(self) -> dict[str, str]:
+    async def config(self) -> dict[str, Setting]:
         """SHOW CONFIG."""
-        return {row["key"] or "": row["value"] or "" for row in await self._query("SHOW CONFIG")}
+        return {
+            row["key"] or "": Setting(row["value"] or "", row["changeable"] == "yes")
+            for row in await self._query("SHOW CONFIG")
+        }
 
-    async def stats(self) -> list[Row]:
+    async def totals(self) -> list[Row]:
         """SHOW STATS_TOTALS."""
         return await self._query("SHOW STATS_TOTALS")
 
@@ -149,14 +167,12 @@ class Admin:
 
     async def _query(self, statement: str) -> list[Row]:
         async with self._opening:
-            if self._link is None or not self._link.is_open:
-                self.gone.clear()
-                self._link = await Link.open(
-                    self._parameters, deadline_s=_OPEN_S, on_lost=self.gone.set
+            link = self._link
+            if link is None or not link.is_open:
+                link = self._link = await Link.open(
+                    self._parameters, deadline_s=_OPEN_S, on_lost=self._on_lost
                 )
-        with contextlib.suppress(AttributeError):
-            return await self._link.query(statement, deadline_s=_QUERY_S)
-        raise LinkLost("the connection was closed")
+        return await link.query(statement, deadline_s=_QUERY_S)
 
 
 def _identifier(database: str) -> str:

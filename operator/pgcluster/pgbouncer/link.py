@@ -12,6 +12,7 @@ from collections.abc import Callable, Mapping
 
 from psycopg import conninfo, pq
 from psycopg import errors as psycopg_errors
+from psycopg.pq.abc import PGconn, PGresult
 
 from pgcluster.api.errors import RetryError
 
@@ -33,7 +34,7 @@ class Link:
     query is running.
     """
 
-    def __init__(self, connection: pq.PGconn, on_lost: Callable[[], None] | None) -> None:
+    def __init__(self, connection: PGconn, on_lost: Callable[[], None] | None) -> None:
         self._connection = connection
         self._on_lost = on_lost
         self._busy = asyncio.Lock()
@@ -164,7 +165,7 @@ def accepts_connections(parameters: Mapping[str, str | int]) -> bool:
     return pq.PGconn.ping(given.encode()) == pq.Ping.OK
 
 
-async def _until_connected(connection: pq.PGconn) -> None:
+async def _until_connected(connection: PGconn) -> None:
     while True:
         if connection.status == pq.ConnStatus.BAD:
             raise LinkLost(connection.error_message.decode(errors="replace").strip())
@@ -197,7 +198,7 @@ async def _ready(socket: int, *, write: bool) -> None:
         remove(socket)
 
 
-def _rows(result: pq.abc.PGresult) -> list[Row]:
+def _rows(result: PGresult) -> list[Row]:
     names = [(result.fname(column) or b"").decode() for column in range(result.nfields)]
     return [
         {

@@ -27,6 +27,8 @@ FALLBACK = "*"
 # it is refused at once; port 5432 of the pod would be pgbouncer itself.
 NOWHERE = "127.0.0.1"
 _PORT_NOWHERE = 1
+# What pgbouncer starts with while no section was rendered.
+EMPTY_SECTION = f"[databases]\n{FALLBACK} = host={NOWHERE} port={_PORT_NOWHERE}\n"
 
 # The documentation's quoted names are a syntax error to the parser (1.18, 1.24.1), and one longer
 # than 63 bytes ends the loading of the whole file. Such databases are reached by the fallback.

@@ -1,0 +1,80 @@
+"""What the operator tells Prometheus."""
+
+from __future__ import annotations
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, ProcessCollector
+
+_PHASES_S = (0.05, 0.1, 0.25, 0.5, 1.0, 2.0, 3.0, 5.0, 8.0, 13.0, 20.0, 30.0, 60.0, 120.0)
+
+
+class Metrics:
+    """All metrics of one operator process."""
+
+    def __init__(self) -> None:
+        self.registry = CollectorRegistry()
+        ProcessCollector(registry=self.registry)
+        self.requests = Counter(
+            "pgcluster_api_requests",
+            "Requests to the Kubernetes API by the operator's own client; kopf's watches not counted",
+            ["verb", "resource"],
+            registry=self.registry,
+        )
+        self.reconciles = Counter(
+            "pgcluster_reconciles",
+            "Reconciliations, by how they ended: done, blocked, retry or error",
+            ["outcome"],
+            registry=self.registry,
+        )
+        self.reconcile_seconds = Histogram(
+            "pgcluster_reconcile_duration_seconds",
+            "How long a reconciliation took",
+            registry=self.registry,
+        )
+        self.queue_depth = Gauge(
+            "pgcluster_queue_depth", "Clusters that wait for a worker", registry=self.registry
+        )
+        self.leader = Gauge(
+            "pgcluster_operator_leader", "1 in the replica that leads", registry=self.registry
+        )
+        self.ready = Gauge(
+            "pgcluster_cluster_ready",
+            "1 while the cluster is Ready",
+            ["namespace", "name"],
+            registry=self.registry,
+        )
+        self.failovers = Counter(
+            "pgcluster_failovers",
+            "Changes of primary that this operator has seen",
+            ["namespace", "name", "cause"],
+            registry=self.registry,
+        )
+        self.failover_seconds = Histogram(
+            "pgcluster_failover_duration_seconds",
+            "From the detection of a primary's loss to the end of each phase of the failover",
+            ["phase"],
+            buckets=_PHASES_S,
+            registry=self.registry,
+        )
+        self._causes: dict[tuple[str, str], set[str]] = {}
+
+    def request(self, verb: str, resource: str) -> None:
+        """Count one request to the API."""
+        self.requests.labels(verb=verb, resource=resource).inc()
+
+    def failover(self, namespace: str, name: str, cause: str) -> None:
+        """Count one change of primary."""
+        self._causes.setdefault((namespace, name), set()).add(cause)
+        self.failovers.labels(namespace=namespace, name=name, cause=cause).inc()
+
+    def forget(self, namespace: str, name: str) -> None:
+        """Drop what is kept for a cluster that is gone: its series would stay for ever."""
+        for cause in self._causes.pop((namespace, name), set()):
+            self.failovers.remove(namespace, name, cause)
+        _remove(self.ready, namespace, name)
+
+
+def _remove(gauge: Gauge, *labels: str) -> None:
+    try:
+        gauge.remove(*labels)
+    except KeyError:
+        return

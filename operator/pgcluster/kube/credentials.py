@@ -1,0 +1,73 @@
+"""Who we are to the API server: a pod's ServiceAccount, or what KUBECONFIG says.
+
+A pod's case is twenty lines here because importing `kubernetes` for it would cost each agent
+12 MiB and 0.7 s of start-up (requests, oauthlib and urllib3 come with it); the other case, with its
+many ways to log in, is the library's.
+"""
+
+from __future__ import annotations
+
+import os
+import ssl
+import time
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from pgcluster.api.errors import FatalError
+
+_SERVICE_ACCOUNT = Path("/var/run/secrets/kubernetes.io/serviceaccount")
+# The kubelet rotates the token; client-go reads it again as often.
+_TOKEN_LIVES_S = 60.0
+
+
+@dataclass(frozen=True, slots=True)
+class Credentials:
+    """Base URL, trust, and the value of the Authorization header (None: a client certificate)."""
+
+    host: str
+    tls: ssl.SSLContext | None
+    authorization: Callable[[], Awaitable[str | None]]
+
+
+def in_pod() -> bool:
+    """Whether this process runs in a pod."""
+    return "KUBERNETES_SERVICE_HOST" in os.environ
+
+
+def of_pod(directory: Path = _SERVICE_ACCOUNT) -> Credentials:
+    """The pod's ServiceAccount; FatalError where it has none."""
+    host, port = os.environ["KUBERNETES_SERVICE_HOST"], os.environ["KUBERNETES_SERVICE_PORT"]
+    read: tuple[str, float] = ("", 0.0)
+
+    async def authorization() -> str:
+        nonlocal read
+        if time.monotonic() >= read[1]:
+            token = (directory / "token").read_text().strip()
+            read = (f"Bearer {token}", time.monotonic() + _TOKEN_LIVES_S)
+        return read[0]
+
+    try:
+        tls = ssl.create_default_context(cafile=str(directory / "ca.crt"))
+    except OSError as error:
+        raise FatalError(f"the pod has no ServiceAccount token: {error}") from error
+    address = f"[{host}]" if ":" in host else host
+    return Credentials(f"https://{address}:{port}", tls, authorization)
+
+
+async def of_kubeconfig() -> Credentials:
+    """What KUBECONFIG says, by the Kubernetes library."""
+    from kubernetes.aio.client.configuration import Configuration  # see above
+    from kubernetes.aio.client.rest import RESTClientObject
+    from kubernetes.aio.config import load_kube_config
+
+    configuration = Configuration()
+    await load_kube_config(client_configuration=configuration)
+
+    async def authorization() -> str | None:
+        token: str | None = await configuration.get_api_key_with_prefix("BearerToken")
+        return token
+
+    return Credentials(
+        configuration.host, RESTClientObject(configuration).ssl_context, authorization
+    )

@@ -1,0 +1,71 @@
+"""What is not urgent: settings, passwords, the version. Only while nothing else is to be done."""
+
+from __future__ import annotations
+
+import logging
+
+from pgcluster.api import names
+from pgcluster.api.errors import PgClusterError
+from pgcluster.pgbouncer.admin import Admin
+from pgcluster.pooler.apply import Applier, NotAccepted
+from pgcluster.pooler.clock import monotonic_s
+from pgcluster.pooler.decide import RETRY_S
+from pgcluster.pooler.files import Files
+from pgcluster.pooler.metrics import Metrics
+from pgcluster.render.pgbouncer import content_hash
+
+log = logging.getLogger(__name__)
+
+_PASSWORDS_EVERY_S = 5.0
+
+
+class Housekeeping:
+    """`trouble` says what was not accepted; `settings_hash` is of the settings in force."""
+
+    def __init__(self, admin: Admin, applier: Applier, files: Files, metrics: Metrics) -> None:
+        self._admin = admin
+        self._applier = applier
+        self._files = files
+        self._metrics = metrics
+        self._checked: str | None = None
+        self._failed: tuple[str, float] | None = None
+        self._passwords_at_s = 0.0
+        self.trouble = ""
+        self.settings_hash: str | None = None
+        self.version: str | None = None
+
+    async def keep(self, wanted: str | None) -> None:
+        """One round."""
+        if self.version is None:
+            self.version = await self._admin.version()
+        await self._keep_settings(wanted)
+        now_s = monotonic_s()
+        if now_s - self._passwords_at_s >= _PASSWORDS_EVERY_S:
+            self._passwords_at_s = now_s
+            try:
+                if await self._applier.users():
+                    log.info("the user list was reloaded")
+            except PgClusterError as error:
+                log.warning("%s", error)
+
+    async def _keep_settings(self, wanted: str | None) -> None:
+        text = wanted or self._files.settings()
+        if text is None or text == self._checked:
+            return
+        now_s = monotonic_s()
+        if self._failed and self._failed[0] == text and now_s - self._failed[1] < RETRY_S:
+            return
+        try:
+            waiting = await self._applier.settings(text)
+        except NotAccepted as error:
+            self._failed = (text, now_s)
+            if self.trouble != str(error):
+                log.error("%s", error)
+                self._metrics.not_accepted.labels(names.PGBOUNCER_INI_KEY).inc()
+            self.trouble = str(error)
+            return
+        self._failed = None
+        self._checked = text
+        self.settings_hash = content_hash(text)
+        self.trouble = f"these settings wait for a restart: {', '.join(waiting)}" if waiting else ""
+        log.info("settings in force", extra={"hash": self.settings_hash, "waiting": waiting})

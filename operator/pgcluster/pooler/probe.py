@@ -1,0 +1,140 @@
+"""Asking the primary itself: a connection that stays open tells at once when its server is gone.
+
+The end of the stream arrives within a millisecond of a crash. Everything slower (a frozen server,
+a cut network, a new role) is found by a question once a second.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+from collections.abc import Callable
+
+from pgcluster.api import names
+from pgcluster.pgbouncer.link import Link, LinkLost, Refused, accepts_connections
+from pgcluster.pooler.clock import monotonic_s
+from pgcluster.pooler.decide import Probe, ProbeState
+
+log = logging.getLogger(__name__)
+
+_OPEN_S = 2.0
+_ANSWER_S = 2.0
+_EVERY_S = 1.0
+_RETRY_S = 0.1
+_QUESTION = "SELECT pg_catalog.pg_is_in_recovery() AS in_recovery"
+
+Target = tuple[str, int]
+
+
+class PrimaryProbe:
+    """Follows one server at a time; `changed` is called when what it says has changed."""
+
+    def __init__(self, *, password: Callable[[], str | None], changed: Callable[[], None]) -> None:
+        self._password = password
+        self._changed = changed
+        self._target: Target | None = None
+        self._probe = Probe()
+        self._nudge = asyncio.Event()
+        self._asked = False
+
+    @property
+    def seen(self) -> Probe:
+        """What is known of the target."""
+        return self._probe
+
+    def aim(self, target: Target | None) -> None:
+        """Follow another server; nothing is known of it yet."""
+        if target != self._target:
+            self._target = target
+            self._probe = Probe("unknown", monotonic_s())
+            self._nudge.set()
+
+    def ask_now(self) -> None:
+        """Do not wait for the next question: something else casts doubt on the primary."""
+        self._asked = True
+        self._nudge.set()
+
+    async def run(self) -> None:
+        """Follow the target for ever."""
+        while True:
+            target = self._target
+            self._nudge.clear()
+            if target is None:
+                await self._nudge.wait()
+                continue
+            try:
+                link = await self._connect(target)
+            except LinkLost as error:
+                await self._not_answering(target, str(error))
+                await self._sleep(_RETRY_S)
+                continue
+            try:
+                await self._follow(link, target)
+            except LinkLost as error:
+                # Connect again at once: it may have been only this connection that was ended.
+                log.info("the probe's connection to the primary was lost: %s", error)
+                self._set(target, "lost")
+
+    async def _connect(self, target: Target) -> Link:
+        def lost() -> None:
+            self._set(target, "lost")
+            self._nudge.set()
+
+        return await Link.open(self._parameters(target), deadline_s=_OPEN_S, on_lost=lost)
+
+    async def _follow(self, link: Link, target: Target) -> None:
+        """Ask again and again until the connection ends (LinkLost) or the target changes."""
+        try:
+            while target == self._target:
+                self._nudge.clear()
+                try:
+                    rows = await link.query(_QUESTION, deadline_s=_ANSWER_S)
+                except Refused as refusal:
+                    log.warning("the primary refuses the probe: %s", refusal)
+                    self._set(target, "mute")
+                else:
+                    in_recovery = bool(rows) and rows[0]["in_recovery"] == "t"
+                    self._set(target, "standby" if in_recovery else "primary")
+                await self._sleep(_EVERY_S)
+        finally:
+            link.close()
+
+    async def _not_answering(self, target: Target, reason: str) -> None:
+        log.debug("probe: %s", reason)
+        parameters = {**self._parameters(target), "connect_timeout": 2}
+        parameters.pop("password", None)
+        timed_out = "within" in reason
+        accepted = not timed_out and await asyncio.to_thread(accepts_connections, parameters)
+        self._set(target, "mute" if accepted else "lost")
+
+    def _set(self, target: Target, state: ProbeState) -> None:
+        if target != self._target:
+            return
+        before, now_s = self._probe, monotonic_s()
+        self._probe = Probe(
+            state=state,
+            since_s=before.since_s if before.state == state else now_s,
+            confirmed_at_s=now_s if state == "primary" else before.confirmed_at_s,
+        )
+        if before.state != state or self._asked:
+            self._asked = False
+            self._changed()
+
+    def _parameters(self, target: Target) -> dict[str, str | int]:
+        parameters: dict[str, str | int] = {
+            "host": target[0],
+            "port": target[1],
+            "user": names.ROLE_POOLER,
+            "dbname": "postgres",
+            "application_name": "pgcluster-pooler",
+            "gssencmode": "disable",
+        }
+        if password := self._password():
+            parameters["password"] = password
+        return parameters
+
+    async def _sleep(self, seconds: float) -> None:
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(seconds):
+                await self._nudge.wait()

@@ -1,0 +1,36 @@
+"""Where a pooler's agent is: its pod from the environment, its paths and ports by default ours."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+from pgcluster.api import names
+from pgcluster.api.errors import FatalError
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """This pooler's place in the world."""
+
+    cluster: str
+    namespace: str
+    pod: str
+    # Shared with pgbouncer: its files and its socket.
+    directory: Path = Path(names.PGBOUNCER_DIR)
+    secrets: Path = Path(names.SECRETS_DIR) / "pooler"
+    pgbouncer_port: int = names.PORT_PGBOUNCER
+    agent_port: int = names.PORT_AGENT
+
+    @classmethod
+    def from_environment(cls) -> Settings:
+        """Read the environment; FatalError names what is missing."""
+        try:
+            return cls(
+                cluster=os.environ["PGCLUSTER_NAME"],
+                namespace=os.environ["PGCLUSTER_NAMESPACE"],
+                pod=os.environ["POD_NAME"],
+            )
+        except KeyError as error:
+            raise FatalError(f"environment variable {error} is not set") from error

@@ -10,7 +10,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from pgcluster.controller.observe import InstancePod, pod_ready
+from pgcluster.controller import problems
+from pgcluster.controller.observe import InstancePod
 
 _REVISION = "controller-revision-hash"
 
@@ -33,12 +34,7 @@ def outdated(
 
 
 def replaceable(pods: Iterable[InstancePod]) -> tuple[InstancePod, ...]:
-    """Of the outdated ones, those in which nothing runs."""
-    return tuple(pod for pod in pods if _idle(pod.manifest))
-
-
-def _idle(pod: Mapping[str, Any]) -> bool:
-    if "deletionTimestamp" in pod["metadata"] or pod_ready(pod):
-        return False
-    statuses = (pod.get("status") or {}).get("containerStatuses") or ()
-    return not any("running" in (container.get("state") or {}) for container in statuses)
+    """Of the outdated ones, those that are stuck before their container runs."""
+    return tuple(
+        pod for pod in pods if not pod.running and problems.of_pod(pod.manifest) is not None
+    )

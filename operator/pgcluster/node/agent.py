@@ -23,7 +23,6 @@ from pgcluster.node.instance import Instance
 from pgcluster.node.members import Reporter, candidate_document
 from pgcluster.node.metrics import Metrics
 from pgcluster.node.running import Running
-from pgcluster.node.server import VolumeLock
 from pgcluster.node.settings import Settings
 from pgcluster.node.stopped import Stopped
 
@@ -120,8 +119,7 @@ class Agent:
         self._wake.set()
 
     async def _lock_volume(self) -> None:
-        lock = VolumeLock()
-        while not lock.take() and not self._stopping.is_set():
+        while not self._instance.server.lock.take() and not self._stopping.is_set():
             self._instance.say("waiting", "another container still holds the volume")
             log.info("another container still holds the volume")
             await asyncio.sleep(0.5)

@@ -37,10 +37,16 @@ class Child:
         """Whether it has been started and has not ended."""
         return self._process is not None and self._process.returncode is None
 
-    async def start(self, arguments: Sequence[str], *, env: Mapping[str, str]) -> None:
-        """Start it; the caller has made sure that it does not run."""
+    async def start(
+        self, arguments: Sequence[str], *, env: Mapping[str, str], inherited: Sequence[int] = ()
+    ) -> None:
+        """Start it, with the descriptors `inherited`; the caller knows that it does not run."""
         self._process = await asyncio.create_subprocess_exec(
-            *arguments, stdin=asyncio.subprocess.DEVNULL, env=env, process_group=0
+            *arguments,
+            stdin=asyncio.subprocess.DEVNULL,
+            env=env,
+            process_group=0,
+            pass_fds=inherited,
         )
         self._waiter = asyncio.create_task(self._wait(self._process), name=f"wait-{self.name}")
         log.info("started %s", self.name, extra={"pid": self._process.pid})

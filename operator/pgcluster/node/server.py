@@ -35,18 +35,22 @@ class VolumeLock:
     """One postgres a volume: held as long as anything of this container lives.
 
     Containers see one volume from different PID namespaces, so postmaster.pid proves nothing.
-    The descriptor is inherited by postgres, whose survivors therefore keep the lock too.
+    postgres inherits the descriptor, so that whatever is left of it keeps the lock too.
     """
 
     def __init__(self, path: Path = Path(names.VOLUME_LOCK)) -> None:
         self._path = path
         self._handle: int | None = None
 
+    @property
+    def descriptors(self) -> tuple[int, ...]:
+        """What postgres is to inherit."""
+        return () if self._handle is None else (self._handle,)
+
     def take(self) -> bool:
         """Try to take the lock; False while another container holds it."""
         if self._handle is None:
             self._handle = os.open(self._path, os.O_RDWR | os.O_CREAT, 0o600)
-            os.set_inheritable(self._handle, True)
         try:
             fcntl.flock(self._handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
@@ -62,6 +66,7 @@ class Server:
     ) -> None:
         self._config = config
         self.data = DataDirectories(config, instance)
+        self.lock = VolumeLock()
         self.local = LocalPostgres()
         self.child = Child("postgres", ended=ended)
         self.fence = Fence(monotonic_s, self.data.standby_signal)
@@ -99,6 +104,7 @@ class Server:
                 f"config_file={names.POSTGRESQL_CONF}",
             ],
             env=os.environ,
+            inherited=self.lock.descriptors,
         )
         self.fence.disarm()
         if primary_until_s is not None and self.child.pid is not None:

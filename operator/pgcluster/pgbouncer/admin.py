@@ -1,6 +1,7 @@
 """pgbouncer's admin console: every call has a deadline, and PAUSE never holds anything up.
 
-Over the Unix socket a process of pgbouncer's own user is let in as `pgbouncer` without a password.
+Over the Unix socket a process of pgbouncer's own user is let in as `pgbouncer` without a password;
+the password is for where the users differ.
 Source: pgbouncer documentation, "Admin console".
 """
 
@@ -8,44 +9,14 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
-from dataclasses import dataclass
 
 from pgcluster.api import names
 from pgcluster.pgbouncer.link import Link, LinkLost, Refused, Row
+from pgcluster.pgbouncer.rows import Database, Server, Setting
 
 _CONSOLE = "pgbouncer"
 _OPEN_S = 2.0
 _QUERY_S = 2.0
-
-
-@dataclass(frozen=True, slots=True)
-class Database:
-    """A row of SHOW DATABASES; `host` is the list as configured, "" for the console itself."""
-
-    name: str
-    host: str
-    port: int
-    dbname: str
-    paused: bool
-
-
-@dataclass(frozen=True, slots=True)
-class Server:
-    """A row of SHOW SERVERS; `client` is the `ptr` of the client that uses it, "" for none."""
-
-    database: str
-    address: str
-    state: str
-    close_needed: bool
-    client: str
-
-
-@dataclass(frozen=True, slots=True)
-class Setting:
-    """A row of SHOW CONFIG; what is not `changeable` takes a restart."""
-
-    value: str
-    changeable: bool
 
 
 class Admin:
@@ -56,7 +27,7 @@ class Admin:
         *,
         socket_dir: str,
         port: int,
-        password: str | None = None,
+        password: Callable[[], str | None] = lambda: None,
         on_lost: Callable[[], None] | None = None,
     ) -> None:
         self._parameters: dict[str, str | int] = {
@@ -66,8 +37,7 @@ class Admin:
             "dbname": _CONSOLE,
             "application_name": "pgcluster-pooler",
         }
-        if password is not None:
-            self._parameters["password"] = password
+        self._password = password
         self._link: Link | None = None
         self._opening = asyncio.Lock()
         self._on_lost = on_lost
@@ -98,7 +68,6 @@ class Admin:
                 database=row["database"] or "",
                 address=row["addr"] or "",
                 state=row["state"] or "",
-                close_needed=row["close_needed"] == "1",
                 client=row["link"] or "",
             )
             for row in await self._query("SHOW SERVERS")
@@ -134,7 +103,7 @@ class Admin:
         the answer waits for the transactions that run, and would for ever after a RESUME from
         elsewhere (pgbouncer issue 715). So it has a connection of its own that is dropped.
         """
-        link = await Link.open(self._parameters, deadline_s=_OPEN_S)
+        link = await self._connect()
         try:
             await link.query(f"PAUSE {_identifier(database)}", deadline_s=wait_s)
         except LinkLost:
@@ -169,10 +138,14 @@ class Admin:
         async with self._opening:
             link = self._link
             if link is None or not link.is_open:
-                link = self._link = await Link.open(
-                    self._parameters, deadline_s=_OPEN_S, on_lost=self._on_lost
-                )
+                link = self._link = await self._connect(self._on_lost)
         return await link.query(statement, deadline_s=_QUERY_S)
+
+    async def _connect(self, on_lost: Callable[[], None] | None = None) -> Link:
+        parameters = dict(self._parameters)
+        if password := self._password():
+            parameters["password"] = password
+        return await Link.open(parameters, deadline_s=_OPEN_S, on_lost=on_lost)
 
 
 def _identifier(database: str) -> str:

@@ -14,7 +14,8 @@ from dataclasses import replace
 
 from pgcluster.api.errors import FatalError, PgClusterError
 from pgcluster.api.reports import PoolerReport
-from pgcluster.pgbouncer.admin import Admin, Database, Server
+from pgcluster.pgbouncer.admin import Admin
+from pgcluster.pgbouncer.rows import Database, Server
 from pgcluster.pooler import http
 from pgcluster.pooler.apply import Applier, NotAccepted
 from pgcluster.pooler.clock import monotonic_s
@@ -63,6 +64,7 @@ class Agent:
         self._admin = Admin(
             socket_dir=str(settings.directory),
             port=settings.pgbouncer_port,
+            password=lambda: self._files.password("admin-password"),
             on_lost=self._wake.set,
         )
         self._applier = Applier(self._admin, self._files)

@@ -9,8 +9,9 @@ from __future__ import annotations
 import logging
 
 from pgcluster.api.errors import RetryError
-from pgcluster.pgbouncer.admin import Admin, Setting
+from pgcluster.pgbouncer.admin import Admin
 from pgcluster.pgbouncer.link import LinkLost, Refused
+from pgcluster.pgbouncer.rows import Setting
 from pgcluster.pooler.decide import Offer, compare
 from pgcluster.pooler.files import Files
 from pgcluster.render.pgbouncer import settings_of

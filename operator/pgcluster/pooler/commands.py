@@ -111,7 +111,7 @@ class Commands:
         """Notice the first transaction after a RESUME; nobody may have one to do."""
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(_FIRST_TRANSACTION_S):
-                while await self._transactions() <= before:
+                while await self._transactions() <= before:  # noqa: ASYNC110 # it tells nobody
                     await asyncio.sleep(_LOOK_EVERY_S)
                 self.phases.first_transaction_at = utc_now()
                 log.info("the first transaction after the RESUME is done")

@@ -21,7 +21,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from pgcluster.pgbouncer.admin import Database, Server
+from pgcluster.pgbouncer.rows import Database, Server
 from pgcluster.render.pgbouncer import NOWHERE, Header, Section
 from pgcluster.topology.lease import LeaseRecord
 

@@ -1,0 +1,149 @@
+"""Kubernetes Events about a cluster: each change of its status that a person would want to hear of.
+
+They are derived from the stored status and the next one, so that a restart repeats nothing.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from pgcluster.api import conditions, names
+from pgcluster.api.errors import PgClusterError
+from pgcluster.api.models import FailoverRecord, PgClusterStatus
+from pgcluster.controller.observe import Observed
+from pgcluster.kube.client import KubeClient, Manifest
+from pgcluster.kube.errors import AlreadyExists
+from pgcluster.kube.resources import EVENTS
+
+log = logging.getLogger(__name__)
+
+_NOTE_LIMIT = 1024  # of the API
+
+
+@dataclass(frozen=True, slots=True)
+class Event:
+    """One thing that happened; equal ones of one `occasion` are posted once."""
+
+    reason: str
+    note: str
+    occasion: str
+    warning: bool = False
+
+
+def between(before: PgClusterStatus, after: PgClusterStatus) -> tuple[Event, ...]:
+    """What has happened between two statuses. Pure."""
+    found: list[Event] = []
+    if before.system_identifier is None and after.system_identifier is not None:
+        found.append(
+            Event(
+                "Bootstrapped",
+                f"the database cluster {after.system_identifier} was made",
+                after.system_identifier,
+            )
+        )
+    if before.primary is not None and after.primary is None:
+        found.append(
+            Event(
+                "PrimaryLost",
+                f"{before.primary} does not serve as the primary any more; clients of the pools"
+                " wait",
+                f"{before.primary}/{before.epoch}/{_since(after, conditions.READY)}",
+                warning=True,
+            )
+        )
+    for record in new_failovers(before, after):
+        found.append(Event("Failover", _failover_note(record), str(record.epoch)))
+    for kind in (conditions.STALLED, conditions.DEGRADED):
+        found += _alarms(kind, before, after)
+    if _is_true(after, conditions.READY) and not _is_true(before, conditions.READY):
+        condition = _find(after, conditions.READY)
+        note = condition.message if condition else ""
+        found.append(Event("Ready", note, _since(after, conditions.READY)))
+    return tuple(found)
+
+
+def new_failovers(before: PgClusterStatus, after: PgClusterStatus) -> tuple[FailoverRecord, ...]:
+    """Changes of primary that the earlier status does not know yet."""
+    known = {record.epoch for record in before.failovers}
+    return tuple(record for record in after.failovers if record.epoch not in known)
+
+
+def _failover_note(record: FailoverRecord) -> str:
+    took = "" if record.promoted_ms is None else f", promoted in {record.promoted_ms} ms"
+    return (
+        f"{record.cause}: the primary was {record.from_} and is {record.to}"
+        f" (timeline {record.timeline}{took})"
+    )
+
+
+def _alarms(kind: str, before: PgClusterStatus, after: PgClusterStatus) -> Iterable[Event]:
+    now, was = _find(after, kind), _find(before, kind)
+    if now is None or now.status != "True":
+        return
+    # A message changes with every step of a recovery; the reason tells of a new trouble.
+    if was is not None and was.status == "True" and was.reason == now.reason:
+        return
+    yield Event(now.reason, now.message, f"{kind}/{now.last_transition_time}", warning=True)
+
+
+def _find(status: PgClusterStatus, kind: str) -> conditions.Condition | None:
+    return next((found for found in status.conditions if found.type == kind), None)
+
+
+def _is_true(status: PgClusterStatus, kind: str) -> bool:
+    found = _find(status, kind)
+    return found is not None and found.status == "True"
+
+
+def _since(status: PgClusterStatus, kind: str) -> str:
+    found = _find(status, kind)
+    return found.last_transition_time if found else ""
+
+
+async def post(
+    client: KubeClient, observed: Observed, events: Iterable[Event], *, reporter: str, now: str
+) -> None:
+    """Post Events; one that cannot be posted is logged and lost, as Events are."""
+    for event in events:
+        try:
+            await client.create(EVENTS, _manifest(observed, event, reporter=reporter, now=now))
+        except AlreadyExists:
+            continue
+        except PgClusterError as error:
+            log.warning("the Event %s was not posted: %s", event.reason, error)
+
+
+def _manifest(observed: Observed, event: Event, *, reporter: str, now: str) -> Manifest:
+    key = observed.key
+    identity = "\0".join((observed.uid, event.reason, event.note, event.occasion))
+    return {
+        "metadata": {
+            # The name is made from the content: posting it again after a crash changes nothing.
+            "name": f"{key.name}.{hashlib.sha256(identity.encode()).hexdigest()[:16]}",
+            "namespace": key.namespace,
+        },
+        "eventTime": now,
+        "type": "Warning" if event.warning else "Normal",
+        "reason": event.reason[:128],
+        "note": _shortened(event.note),
+        "action": "Reconcile",
+        "reportingController": f"{names.GROUP}/operator",
+        "reportingInstance": reporter[:128],
+        "regarding": {
+            "apiVersion": names.API_VERSION,
+            "kind": names.KIND,
+            "name": key.name,
+            "namespace": key.namespace,
+            "uid": observed.uid,
+        },
+    }
+
+
+def _shortened(note: str) -> str:
+    encoded = note.encode()
+    if len(encoded) <= _NOTE_LIMIT:
+        return note
+    return encoded[: _NOTE_LIMIT - 3].decode(errors="ignore") + "…"

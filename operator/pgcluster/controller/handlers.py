@@ -1,0 +1,147 @@
+"""What kopf is used for: watching. Every handler only puts the cluster's key into the queue.
+
+Only low-level handlers: they write nothing to any object, no finalizer, no annotation. What they
+see is a hint; the reconciliation reads everything anew.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import kopf
+
+from pgcluster.api import names
+from pgcluster.controller.observe import Key
+from pgcluster.kube.resources import (
+    CONFIG_MAPS,
+    DEPLOYMENTS,
+    LEASES,
+    PDBS,
+    PGCLUSTERS,
+    PODS,
+    SERVICES,
+    STATEFUL_SETS,
+)
+
+_CHILDREN = (PODS, STATEFUL_SETS, DEPLOYMENTS, CONFIG_MAPS, SERVICES, PDBS, LEASES)
+_METADATA = ("uid", "generation", "deletionTimestamp", "labels", "annotations", "ownerReferences")
+
+
+class Sieve:
+    """Tells changes that matter from those that do not: renewals, heartbeats, our own status."""
+
+    def __init__(self) -> None:
+        self._seen: dict[str, bytes] = {}
+
+    def matters(self, type_: str | None, body: Mapping[str, Any]) -> bool:
+        """Whether an event says anything new; `type_` as the watch has it, None in the first list."""
+        uid = body["metadata"]["uid"]
+        if type_ == "DELETED":
+            self._seen.pop(uid, None)
+            return True
+        digest = hashlib.blake2b(
+            json.dumps(essence(body), sort_keys=True, default=str).encode(), digest_size=16
+        ).digest()
+        if self._seen.get(uid) == digest:
+            return False
+        self._seen[uid] = digest
+        return True
+
+    def __len__(self) -> int:
+        return len(self._seen)
+
+
+def essence(body: Mapping[str, Any]) -> Any:
+    """Of an object, what a reconciliation looks at."""
+    metadata = body["metadata"]
+    kept = {key: metadata.get(key) for key in _METADATA}
+    kind = body.get("kind")
+    if kind == LEASES.kind:
+        # The mark in the annotations and the time of renewal move every second.
+        spec = body.get("spec") or {}
+        annotations = metadata.get("annotations") or {}
+        kept["annotations"] = annotations.get(names.ANNOTATION_SYSTEM_ID)
+        return kept, spec.get("holderIdentity"), spec.get("leaseTransitions")
+    if kind == names.KIND:
+        kept["annotations"] = None
+        return kept
+    if kind == PODS.kind:
+        return kept, _pod_essence(body.get("status") or {}), (body.get("spec") or {}).get("nodeName")
+    if kind in (STATEFUL_SETS.kind, DEPLOYMENTS.kind):
+        kept["annotations"] = (kept["annotations"] or {}).get(names.ANNOTATION_HASH)
+        status = body.get("status") or {}
+        return kept, status.get("observedGeneration"), status.get("updateRevision")
+    return kept, body.get("spec"), body.get("data")
+
+
+def _pod_essence(status: Mapping[str, Any]) -> Any:
+    containers = [
+        (
+            container["name"],
+            container.get("ready"),
+            container.get("restartCount"),
+            [(state, detail.get("reason")) for state, detail in (container.get("state") or {}).items()],
+        )
+        for field in ("initContainerStatuses", "containerStatuses")
+        for container in status.get(field) or ()
+    ]
+    told = [
+        (condition["type"], condition["status"], condition.get("reason"))
+        for condition in status.get("conditions") or ()
+    ]
+    return status.get("phase"), status.get("podIP"), told, containers
+
+
+def registry(
+    add: Callable[[Key], None], *, on_configured: Callable[[], None]
+) -> kopf.OperatorRegistry:
+    """kopf's handlers, on a registry of their own: importing this module registers nothing."""
+    found = kopf.OperatorRegistry()
+    sieve = Sieve()
+
+    @kopf.on.startup(registry=found)
+    async def configure(settings: kopf.OperatorSettings, **_: Any) -> None:
+        _configure(settings)
+        on_configured()
+
+    async def on_cluster(
+        namespace: str, name: str, event: kopf.RawEvent, body: kopf.Body, **_: Any
+    ) -> None:
+        if sieve.matters(event["type"], event["object"]):
+            add(Key(namespace, name))
+
+    async def on_child(
+        namespace: str, labels: Mapping[str, str], event: kopf.RawEvent, **_: Any
+    ) -> None:
+        cluster = labels.get(names.LABEL_CLUSTER)
+        if cluster and sieve.matters(event["type"], event["object"]):
+            add(Key(namespace, cluster))
+
+    kopf.on.event(PGCLUSTERS.group, PGCLUSTERS.version, PGCLUSTERS.plural, registry=found)(
+        on_cluster
+    )
+    for child in _CHILDREN:
+        kopf.on.event(child.group, child.version, child.plural, registry=found)(on_child)
+    return found
+
+
+def _configure(settings: kopf.OperatorSettings) -> None:
+    """What kopf's defaults would break, and why is in each line's comment."""
+    # An object named `default` of kopf's peering would pause this operator.
+    settings.peering.standalone = True
+    # Namespaces and CRDs need not be watched: the namespaces are given, the CRD is ours.
+    settings.scanning.disabled = True
+    settings.posting.enabled = False
+    settings.networking.request_timeout = 30
+    settings.networking.connect_timeout = 10
+    settings.watching.connect_timeout = 10
+    settings.watching.chunk_size = 500
+    settings.process.ultimate_exiting_timeout = 10
+    # Never used here; unlike the default they do not collide with another operator's.
+    settings.persistence.finalizer = f"{names.GROUP}/kopf-unused"
+    for child in _CHILDREN:
+        # Filtered by the API server: other pods of the cluster are never sent.
+        settings.watching.label_selectors[child.path().removeprefix("/")] = names.LABEL_CLUSTER

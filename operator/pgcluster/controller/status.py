@@ -1,0 +1,302 @@
+"""What a PgCluster's status says: is it fine, who is primary, what is it doing. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import pydantic
+
+from pgcluster.api import conditions as c
+from pgcluster.api import names
+from pgcluster.api.models import Member, PgCluster, PgClusterStatus, Pooler
+from pgcluster.api.reports import PoolerReport
+from pgcluster.controller import failovers, problems
+from pgcluster.controller.observe import InstancePod, Observed, pod_ready
+
+Wanted = tuple[str, bool, str, str]
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """What the reconciliation itself has to tell, beside what was observed."""
+
+    image: str | None = None
+    pgbouncer_image: str | None = None
+    # Why the spec cannot be acted on: reason and message.
+    blocked: tuple[str, str] | None = None
+    # Things that wait for somebody, such as pods of an earlier template: reason and message.
+    pending: tuple[str, str] | None = None
+
+
+def known_status(observed: Observed) -> PgClusterStatus:
+    """The status that is stored; empty where it makes no sense to this version."""
+    try:
+        return PgClusterStatus.model_validate(observed.cluster.get("status") or {})
+    except pydantic.ValidationError:
+        return PgClusterStatus()
+
+
+def compute(
+    observed: Observed, cluster: PgCluster | None, outcome: Outcome, *, now: str
+) -> PgClusterStatus:
+    """The status to store. `cluster` is None where its spec cannot be understood."""
+    known = known_status(observed)
+    generation = int(observed.cluster["metadata"].get("generation") or 0)
+    members = tuple(_member(pod) for pod in observed.pods)
+    poolers = tuple(
+        _pooler(pod["metadata"]["name"], pod_ready(pod), observed)
+        for pod in observed.pooler_pods
+        if "deletionTimestamp" not in pod["metadata"]
+    )
+    primary = observed.primary if observed.primary and observed.primary.ready else None
+    report = primary.report if primary else None
+    records = failovers.history(
+        known.failovers,
+        (p.report.promotion for p in observed.pods if p.report and p.report.promotion),
+        _reports_by_age(observed),
+        now=now,
+    )
+    situation = _Situation(observed, cluster, outcome, known, members, poolers, primary)
+    return PgClusterStatus(
+        observed_generation=generation,
+        conditions=c.merge(known.conditions, situation.conditions(), generation=generation, now=now),
+        summary=situation.summary(),
+        primary=primary.name if primary else None,
+        timeline=report.timeline if report else known.timeline,
+        system_identifier=observed.system_identifier,
+        epoch=observed.epoch if observed.lease else known.epoch,
+        instances=len(members),
+        ready_instances=sum(member.ready for member in members),
+        selector=f"{names.LABEL_CLUSTER}={observed.key.name},"
+        f"{names.LABEL_COMPONENT}={names.COMPONENT_POSTGRES}",
+        image=outcome.image or known.image,
+        pgbouncer_image=outcome.pgbouncer_image or known.pgbouncer_image,
+        members=members,
+        poolers=poolers,
+        last_failover=records[0] if records else None,
+        failovers=records,
+    )
+
+
+def _reports_by_age(observed: Observed) -> Iterable[tuple[str, PoolerReport]]:
+    for pod in observed.pooler_pods:
+        report = observed.pooler_reports.get(pod["metadata"]["name"])
+        if report is not None:
+            yield pod["metadata"]["creationTimestamp"], report
+
+
+def _member(pod: InstancePod) -> Member:
+    spec = pod.manifest.get("spec") or {}
+    problem = problems.of_pod(pod.manifest)
+    report = pod.report if pod.running else None
+    if report is None:
+        leaving = "deletionTimestamp" in pod.manifest["metadata"]
+        reason = "the pod is being deleted" if leaving else "its container does not run yet"
+        return Member(
+            pod=pod.name,
+            node=spec.get("nodeName"),
+            state="stopping" if leaving else "unknown",
+            reason=problem.message if problem else reason,
+        )
+    ready = pod.ready and report.ready
+    reason = report.reason
+    if report.ready and not pod.ready:
+        reason = "the kubelet does not find it ready"
+    return Member(
+        pod=pod.name,
+        node=spec.get("nodeName"),
+        role=report.role,
+        state=report.state,
+        reason=problem.message if problem else reason or None,
+        ready=ready,
+        timeline=report.timeline,
+        lag_bytes=report.lag_bytes,
+        upstream=report.upstream,
+        repmgrd=report.repmgrd,
+        postgres_version=report.postgres_version,
+        pending_restart=report.pending_restart,
+        progress=report.progress,
+    )
+
+
+def _pooler(pod: str, is_ready: bool, observed: Observed) -> Pooler:
+    report = observed.pooler_reports.get(pod)
+    if report is None:
+        return Pooler(pod=pod, reason="its agent has not reported yet")
+    current = observed.primary is not None and report.epoch == observed.epoch
+    reason = report.reason
+    if is_ready and report.ready and not current:
+        reason = f"it has applied epoch {report.epoch}, the Lease is at {observed.epoch}"
+    elif report.ready and not is_ready:
+        reason = "the kubelet does not find it ready"
+    return Pooler(
+        pod=pod,
+        ready=is_ready and report.ready and current,
+        paused=report.paused,
+        reason=reason or None,
+        primary=report.primary,
+        epoch=report.epoch,
+        applied_hash=report.applied_hash,
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class _Situation:
+    """Everything that the conditions depend on."""
+
+    observed: Observed
+    cluster: PgCluster | None
+    outcome: Outcome
+    known: PgClusterStatus
+    members: tuple[Member, ...]
+    poolers: tuple[Pooler, ...]
+    primary: InstancePod | None
+
+    # --- facts --------------------------------------------------------------------------------
+    @property
+    def _problems(self) -> tuple[problems.Problem, ...]:
+        return problems.find([pod.manifest for pod in self.observed.pods]) + problems.find(
+            self.observed.pooler_pods
+        )
+
+    @property
+    def _new(self) -> bool:
+        """Whether it has never been complete, so that what is missing was never there."""
+        ready = next((x for x in self.known.conditions if x.type == c.READY), None)
+        return ready is None or (
+            ready.status != "True" and ready.reason in (c.BOOTSTRAPPING, c.CREATING, *_BLOCKED)
+        )
+
+    def _missing(self) -> tuple[str, str] | None:
+        """What is missing while the primary serves: reason and message."""
+        spec = self.cluster.spec if self.cluster else None
+        away = [member for member in self.members if not member.ready]
+        instances = spec.instances if spec else len(self.members)
+        if away or len(self.members) < instances:
+            ready = len(self.members) - len(away)
+            texts = [f"{ready} of {instances} instances are ready"]
+            texts += [f"{member.pod}: {_doing(member)}" for member in away]
+            return c.INSTANCES_NOT_READY, "; ".join(texts)
+        wanted = spec.pgbouncer.instances if spec else len(self.poolers)
+        well = sum(pooler.ready for pooler in self.poolers)
+        if well < wanted:
+            texts = [f"{well} of {wanted} poolers are ready"]
+            texts += [f"{p.pod}: {p.reason or 'not ready'}" for p in self.poolers if not p.ready]
+            return c.POOLERS_NOT_READY, "; ".join(texts)
+        return None
+
+    def _readiness(self) -> tuple[bool, str, str]:
+        """Condition Ready: status, reason, message."""
+        if self.primary is None:
+            if self.outcome.blocked and not self.observed.system_identifier:
+                return False, *self.outcome.blocked
+            blocking = [problem for problem in self._problems if problem.blocks]
+            if blocking and not self.observed.system_identifier:
+                return False, blocking[0].reason, problems.summary(blocking)
+            return False, *self._without_primary()
+        missing = self._missing()
+        if missing is None:
+            return True, c.ALL_READY, f"{self.primary.name} is the primary and all is there"
+        if self._new:
+            return False, c.CREATING, missing[1]
+        return False, *missing
+
+    def _without_primary(self) -> tuple[str, str]:
+        if not self.observed.system_identifier:
+            doing = [f"{m.pod}: {_doing(m)}" for m in self.members]
+            return c.BOOTSTRAPPING, "; ".join(doing) or "the pods are being created"
+        if any(m.state == "promoting" for m in self.members) or (
+            self.observed.holder and self.observed.primary is None
+        ):
+            who = self.observed.holder or next(
+                m.pod for m in self.members if m.state == "promoting"
+            )
+            return c.FAILING_OVER, f"{who} is becoming the primary; clients of the pools wait"
+        doing = "; ".join(f"{m.pod}: {_doing(m)}" for m in self.members)
+        return (
+            c.NO_PRIMARY,
+            "no instance is the primary; clients of the pools wait" + (f" ({doing})" * bool(doing)),
+        )
+
+    # --- conditions ---------------------------------------------------------------------------
+    def conditions(self) -> tuple[Wanted, ...]:
+        """All of them, in the order in which a person reads them."""
+        ready, reason, message = self._readiness()
+        return (
+            (c.READY, ready, reason, message),
+            self._progressing(ready, reason, message),
+            self._degraded(),
+            self._stalled(),
+        )
+
+    def _progressing(self, ready: bool, reason: str, message: str) -> Wanted:
+        if self.cluster is not None and self.cluster.spec.paused:
+            return (
+                c.PROGRESSING,
+                False,
+                c.PAUSED,
+                "spec.paused is true: the operator changes nothing; failover goes on by itself",
+            )
+        if self.outcome.pending is not None:
+            return c.PROGRESSING, True, *self.outcome.pending
+        if ready or self._stalled()[1]:
+            return c.PROGRESSING, False, c.SETTLED, "nothing is under way"
+        return c.PROGRESSING, True, reason, message
+
+    def _degraded(self) -> Wanted:
+        fine = (c.DEGRADED, False, c.SETTLED, "nothing is missing")
+        if self.primary is None:
+            return c.DEGRADED, False, c.NO_PRIMARY, "it does not serve: see condition Ready"
+        missing = self._missing()
+        if missing is not None:
+            if self._new:
+                return fine
+            return c.DEGRADED, True, *missing
+        failed = self.primary.report.failed_objects if self.primary.report else {}
+        if failed:
+            told = "; ".join(f"{name}: {why}" for name, why in sorted(failed.items()))
+            return c.DEGRADED, True, c.OBJECTS_FAILED, f"not made in PostgreSQL: {told}"
+        found = self._problems
+        if found:
+            return c.DEGRADED, True, found[0].reason, problems.summary(found)
+        return fine
+
+    def _stalled(self) -> Wanted:
+        if self.outcome.blocked is not None:
+            return c.STALLED, True, *self.outcome.blocked
+        blocking = [problem for problem in self._problems if problem.blocks]
+        if blocking:
+            return c.STALLED, True, blocking[0].reason, problems.summary(blocking)
+        refused = [member for member in self.members if member.state == "refused"]
+        if refused:
+            told = "; ".join(f"{member.pod}: {member.reason}" for member in refused)
+            return c.STALLED, True, c.FOREIGN_DATA, told
+        return c.STALLED, False, c.SETTLED, "nothing hinders the operator"
+
+    def summary(self) -> str:
+        """One word for the column of kubectl get."""
+        ready, reason, _ = self._readiness()
+        if self.outcome.blocked is not None:
+            return self.outcome.blocked[0]
+        if ready:
+            paused = self.cluster is not None and self.cluster.spec.paused
+            return "Paused" if paused else "Degraded" if self._degraded()[1] else "Ready"
+        if self.primary is not None and reason != c.CREATING:
+            return "Degraded"
+        return reason
+
+
+_BLOCKED = (
+    c.INVALID_SPEC,
+    c.NAME_CONFLICT,
+    c.STORAGE_CLASS_MISSING,
+    c.IMAGE_PULL,
+    c.UNSCHEDULABLE,
+    c.CRASH_LOOP,
+    c.API_REFUSED,
+)
+
+
+def _doing(member: Member) -> str:
+    return " ".join(filter(None, (member.state, member.progress, member.reason and f"({member.reason})")))

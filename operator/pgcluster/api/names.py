@@ -15,6 +15,9 @@ PLURAL = "pgclusters"
 # characters; the derived Services add up to nine. 40 leaves room for all of them.
 MAX_CLUSTER_NAME = 40
 
+# Images are named pgcluster.dev/<name>:<tag>; a registry's name goes before it where there is one.
+IMAGES = GROUP
+
 # --- labels -----------------------------------------------------------------------------------
 LABEL_CLUSTER = f"{GROUP}/cluster"
 LABEL_COMPONENT = f"{GROUP}/component"
@@ -38,6 +41,7 @@ ANNOTATION_HASH = f"{GROUP}/spec-hash"
 # --- field managers of server-side apply ------------------------------------------------------
 MANAGER_OPERATOR = "pgcluster-operator"
 MANAGER_STATUS = "pgcluster-operator-status"
+MANAGER_POOLS = "pgcluster-operator-pools"  # the operator's repairs of databases.ini, that key only
 MANAGER_NODE = "pgcluster-node"
 MANAGER_POOLER = "pgcluster-pooler"
 

@@ -1,4 +1,4 @@
-"""Writing what was rendered: only where something differs, and never onto somebody else's object."""
+"""Writing what was rendered: only where it differs, and never onto somebody else's object."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from pgcluster.api.errors import BlockedError, RetryError
 from pgcluster.api.quantities import parse_quantity
 from pgcluster.controller.observe import Observed, resource_of
 from pgcluster.kube.client import KubeClient, Manifest
+from pgcluster.kube.resources import Resource
 
 log = logging.getLogger(__name__)
 
@@ -110,6 +111,10 @@ class Applier:
     def live(self, manifest: Mapping[str, Any]) -> Manifest | None:
         """The object as it is, once `check` has seen it."""
         return self._live.get((manifest["kind"], manifest["metadata"]["name"]))
+
+    def version(self, resource: Resource, name: str) -> str:
+        """Resource version of an object that was observed or has just been written."""
+        return str(self._live[resource.kind, name]["metadata"]["resourceVersion"])
 
     async def check(self, manifests: Iterable[Mapping[str, Any]]) -> None:
         """BlockedError where a name that is needed belongs to something else; before any write."""

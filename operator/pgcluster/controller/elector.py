@@ -50,8 +50,7 @@ class Elector:
     def leads(self) -> bool:
         """Whether this replica may write."""
         return (
-            self._renewed_at_s is not None
-            and self._clock() - self._renewed_at_s < RENEW_DEADLINE_S
+            self._renewed_at_s is not None and self._clock() - self._renewed_at_s < RENEW_DEADLINE_S
         )
 
     @property
@@ -61,7 +60,9 @@ class Elector:
 
     async def acquire(self) -> None:
         """Wait until this replica leads."""
-        while not await self._attempt():
+        while True:
+            if await self._attempt():
+                break
             await asyncio.sleep(RETRY_S)
         log.info("this replica leads now")
 
@@ -100,7 +101,7 @@ class Elector:
             return False
         self._answered_at_s = self._clock()
         if held:
-            # Counted from before the request: that is when the others may have seen it at the latest.
+            # Counted from before the request: the others count from when they see its effect.
             self._renewed_at_s = started_s
         return held
 

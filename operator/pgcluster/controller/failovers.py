@@ -1,4 +1,4 @@
-"""The history of who became primary when, from what the promoted instances and poolers told. Pure."""
+"""Who became primary when, from what the promoted instances and the poolers told. Pure."""
 
 from __future__ import annotations
 

@@ -15,6 +15,7 @@ import kopf
 
 from pgcluster.api import names
 from pgcluster.controller.observe import Key
+from pgcluster.kube.client import KubeClient
 from pgcluster.kube.resources import (
     CONFIG_MAPS,
     DEPLOYMENTS,
@@ -37,7 +38,7 @@ class Sieve:
         self._seen: dict[str, bytes] = {}
 
     def matters(self, type_: str | None, body: Mapping[str, Any]) -> bool:
-        """Whether an event says anything new; `type_` as the watch has it, None in the first list."""
+        """Whether an event says anything new; `type_` is None for what the first list had."""
         uid = body["metadata"]["uid"]
         if type_ == "DELETED":
             self._seen.pop(uid, None)
@@ -69,7 +70,11 @@ def essence(body: Mapping[str, Any]) -> Any:
         kept["annotations"] = None
         return kept
     if kind == PODS.kind:
-        return kept, _pod_essence(body.get("status") or {}), (body.get("spec") or {}).get("nodeName")
+        return (
+            kept,
+            _pod_essence(body.get("status") or {}),
+            (body.get("spec") or {}).get("nodeName"),
+        )
     if kind in (STATEFUL_SETS.kind, DEPLOYMENTS.kind):
         kept["annotations"] = (kept["annotations"] or {}).get(names.ANNOTATION_HASH)
         status = body.get("status") or {}
@@ -83,7 +88,10 @@ def _pod_essence(status: Mapping[str, Any]) -> Any:
             container["name"],
             container.get("ready"),
             container.get("restartCount"),
-            [(state, detail.get("reason")) for state, detail in (container.get("state") or {}).items()],
+            [
+                (state, detail.get("reason"))
+                for state, detail in (container.get("state") or {}).items()
+            ],
         )
         for field in ("initContainerStatuses", "containerStatuses")
         for container in status.get(field) or ()
@@ -95,53 +103,53 @@ def _pod_essence(status: Mapping[str, Any]) -> Any:
     return status.get("phase"), status.get("podIP"), told, containers
 
 
-def registry(
-    add: Callable[[Key], None], *, on_configured: Callable[[], None]
-) -> kopf.OperatorRegistry:
+def registry(add: Callable[[Key], None], client: KubeClient) -> kopf.OperatorRegistry:
     """kopf's handlers, on a registry of their own: importing this module registers nothing."""
     found = kopf.OperatorRegistry()
     sieve = Sieve()
 
-    @kopf.on.startup(registry=found)
-    async def configure(settings: kopf.OperatorSettings, **_: Any) -> None:
-        _configure(settings)
-        on_configured()
+    @kopf.on.login(registry=found)
+    async def login(**_: Any) -> kopf.AiohttpSession:
+        # kopf's own logins resolve the API server by DNS, and read a token that rotates only once.
+        server, session = client.session()
+        return kopf.AiohttpSession(server=server, aiohttp_session=session)
 
-    async def on_cluster(
-        namespace: str, name: str, event: kopf.RawEvent, body: kopf.Body, **_: Any
+    async def on_event(
+        event: kopf.RawEvent,
+        namespace: str | None,
+        name: str,
+        labels: Mapping[str, str],
+        resource: kopf.Resource,
+        **_: Any,
     ) -> None:
-        if sieve.matters(event["type"], event["object"]):
-            add(Key(namespace, name))
-
-    async def on_child(
-        namespace: str, labels: Mapping[str, str], event: kopf.RawEvent, **_: Any
-    ) -> None:
-        cluster = labels.get(names.LABEL_CLUSTER)
-        if cluster and sieve.matters(event["type"], event["object"]):
+        cluster = name if resource.plural == names.PLURAL else labels.get(names.LABEL_CLUSTER)
+        if namespace and cluster and sieve.matters(event["type"], event["object"]):
             add(Key(namespace, cluster))
 
-    kopf.on.event(PGCLUSTERS.group, PGCLUSTERS.version, PGCLUSTERS.plural, registry=found)(
-        on_cluster
-    )
-    for child in _CHILDREN:
-        kopf.on.event(child.group, child.version, child.plural, registry=found)(on_child)
+    for watched in (PGCLUSTERS, *_CHILDREN):
+        kopf.on.event(watched.api_version, watched.plural, registry=found)(on_event)
     return found
 
 
-def _configure(settings: kopf.OperatorSettings) -> None:
+def settings() -> kopf.OperatorSettings:
     """What kopf's defaults would break, and why is in each line's comment."""
+    found = kopf.OperatorSettings()
     # An object named `default` of kopf's peering would pause this operator.
-    settings.peering.standalone = True
+    found.peering.standalone = True
     # Namespaces and CRDs need not be watched: the namespaces are given, the CRD is ours.
-    settings.scanning.disabled = True
-    settings.posting.enabled = False
-    settings.networking.request_timeout = 30
-    settings.networking.connect_timeout = 10
-    settings.watching.connect_timeout = 10
-    settings.watching.chunk_size = 500
-    settings.process.ultimate_exiting_timeout = 10
-    # Never used here; unlike the default they do not collide with another operator's.
-    settings.persistence.finalizer = f"{names.GROUP}/kopf-unused"
+    found.scanning.disabled = True
+    # Events are posted by the reconciliation, with reasons that are documented.
+    found.posting.enabled = False
+    # Without these a dead connection would block for minutes.
+    found.networking.request_timeout = 30
+    found.networking.connect_timeout = 10
+    found.watching.connect_timeout = 10
+    # Pages, so that a thousand clusters are no spike of memory.
+    found.watching.chunk_size = 500
+    found.process.ultimate_exiting_timeout = 10
+    # Never used here; unlike the default it does not collide with another operator's.
+    found.persistence.finalizer = f"{names.GROUP}/kopf-unused"
     for child in _CHILDREN:
-        # Filtered by the API server: other pods of the cluster are never sent.
-        settings.watching.label_selectors[child.path().removeprefix("/")] = names.LABEL_CLUSTER
+        # Filtered by the API server: what belongs to no PgCluster is never sent.
+        found.watching.label_selectors[child.api_version, child.plural] = names.LABEL_CLUSTER
+    return found

@@ -15,7 +15,7 @@ class Metrics:
         ProcessCollector(registry=self.registry)
         self.requests = Counter(
             "pgcluster_api_requests",
-            "Requests to the Kubernetes API by the operator's own client; kopf's watches not counted",
+            "Requests to the Kubernetes API, but for the watches",
             ["verb", "resource"],
             registry=self.registry,
         )

@@ -60,7 +60,7 @@ class WorkQueue(Generic[Key]):
         """Have a key worked on again after a back-off that grows; returns the delay in seconds."""
         failures = self._failures.get(key, 0)
         self._failures[key] = failures + 1
-        delay_s = min(_BACKOFF_FIRST_S * 2 ** min(failures, 16), _BACKOFF_LIMIT_S)
+        delay_s = min(_BACKOFF_FIRST_S * 2.0 ** min(failures, 16), _BACKOFF_LIMIT_S)
         delay_s = min(delay_s * (1 + _JITTER * self._random()), _BACKOFF_LIMIT_S)
         self.add_after(key, delay_s)
         return delay_s

@@ -60,7 +60,9 @@ def compute(
     situation = _Situation(observed, cluster, outcome, known, members, poolers, primary)
     return PgClusterStatus(
         observed_generation=generation,
-        conditions=c.merge(known.conditions, situation.conditions(), generation=generation, now=now),
+        conditions=c.merge(
+            known.conditions, situation.conditions(), generation=generation, now=now
+        ),
         summary=situation.summary(),
         primary=primary.name if primary else None,
         timeline=report.timeline if report else known.timeline,
@@ -203,9 +205,9 @@ class _Situation:
         return False, *missing
 
     def _without_primary(self) -> tuple[str, str]:
+        doing = "; ".join(f"{m.pod}: {_doing(m)}" for m in self.members)
         if not self.observed.system_identifier:
-            doing = [f"{m.pod}: {_doing(m)}" for m in self.members]
-            return c.BOOTSTRAPPING, "; ".join(doing) or "the pods are being created"
+            return c.BOOTSTRAPPING, doing or "the pods are being created"
         if any(m.state == "promoting" for m in self.members) or (
             self.observed.holder and self.observed.primary is None
         ):
@@ -213,7 +215,6 @@ class _Situation:
                 m.pod for m in self.members if m.state == "promoting"
             )
             return c.FAILING_OVER, f"{who} is becoming the primary; clients of the pools wait"
-        doing = "; ".join(f"{m.pod}: {_doing(m)}" for m in self.members)
         return (
             c.NO_PRIMARY,
             "no instance is the primary; clients of the pools wait" + (f" ({doing})" * bool(doing)),
@@ -299,4 +300,5 @@ _BLOCKED = (
 
 
 def _doing(member: Member) -> str:
-    return " ".join(filter(None, (member.state, member.progress, member.reason and f"({member.reason})")))
+    why = f"({member.reason})" if member.reason else None
+    return " ".join(word for word in (member.state, member.progress, why) if word)

@@ -10,7 +10,7 @@ import asyncio
 import json
 import logging
 import random
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, Self
 
@@ -46,9 +46,13 @@ class WatchEvent:
 
 
 class KubeClient:
-    """Requests to one API server; every request has a deadline."""
+    """Requests to one API server; every request has a deadline.
+
+    `counted(verb, plural)` is called for each request, for whoever wants to count them.
+    """
 
     def __init__(self, identity: Credentials, *, request_timeout_s: float) -> None:
+        self.counted: Callable[[str, str], None] = lambda verb, plural: None
         self._identity = identity
         self._timeout = aiohttp.ClientTimeout(total=request_timeout_s, connect=_CONNECT_S)
         self._session = aiohttp.ClientSession(
@@ -69,12 +73,31 @@ class KubeClient:
         """Close all connections."""
         await self._session.close()
 
+    def session(self) -> tuple[str, aiohttp.ClientSession]:
+        """Base URL and a new HTTP session with our credentials, for another client library.
+
+        The token is asked for at each request, so that its rotation needs no new session.
+        """
+
+        async def authorize(
+            request: aiohttp.ClientRequest, handler: aiohttp.ClientHandlerType
+        ) -> aiohttp.ClientResponse:
+            if authorization := await self._identity.authorization():
+                request.headers["Authorization"] = authorization
+            return await handler(request)
+
+        connector = aiohttp.TCPConnector(ssl=self._identity.tls or True, limit=0)
+        return self._identity.host, aiohttp.ClientSession(
+            connector=connector, middlewares=(authorize,), read_bufsize=1 << 21
+        )
+
     # --- reading ------------------------------------------------------------------------------
 
     async def get(
         self, resource: Resource, name: str, namespace: str | None = None
     ) -> Manifest | None:
         """One object, or None where it does not exist."""
+        self.counted("get", resource.plural)
         try:
             return await self._request("GET", resource.path(namespace, name))
         except errors.NotFound:
@@ -92,6 +115,7 @@ class KubeClient:
         items: list[Manifest] = []
         query = _selectors(labels, fields) | {"limit": str(_PAGE)}
         while True:
+            self.counted("list", resource.plural)
             page = await self._request("GET", resource.path(namespace), query)
             items += page.get("items") or []
             metadata = page.get("metadata") or {}
@@ -123,6 +147,7 @@ class KubeClient:
                 while version:
                     query["resourceVersion"] = version
                     version = ""
+                    self.counted("watch", resource.plural)
                     async for kind, manifest in self._stream(resource.path(namespace), query):
                         version = manifest["metadata"]["resourceVersion"]
                         if kind != "BOOKMARK":
@@ -137,12 +162,14 @@ class KubeClient:
 
     async def create(self, resource: Resource, manifest: Mapping[str, Any]) -> Manifest:
         """Create an object; AlreadyExists where there is one of its name."""
+        self.counted("create", resource.plural)
         return await self._request(
             "POST", resource.path(_namespace(manifest)), body=_complete(resource, manifest)
         )
 
     async def replace(self, resource: Resource, manifest: Mapping[str, Any]) -> Manifest:
         """Write an object back; Conflict where it has changed since it was read."""
+        self.counted("update", resource.plural)
         return await self._request(
             "PUT", _path_of(resource, manifest), body=_complete(resource, manifest)
         )
@@ -157,6 +184,7 @@ class KubeClient:
         subresource: str | None = None,
     ) -> Manifest:
         """Server-side apply; with metadata.resourceVersion in it, Conflict on any change."""
+        self.counted("apply", resource.plural)
         return await self._request(
             "PATCH",
             _path_of(resource, manifest) + (f"/{subresource}" if subresource else ""),
@@ -176,6 +204,7 @@ class KubeClient:
         manager: str | None = None,
     ) -> Manifest:
         """JSON merge patch: None removes a field."""
+        self.counted("patch", resource.plural)
         return await self._request(
             "PATCH",
             resource.path(namespace, name) + (f"/{subresource}" if subresource else ""),
@@ -194,6 +223,7 @@ class KubeClient:
         manager: str | None = None,
     ) -> Manifest:
         """JSON patch (RFC 6902)."""
+        self.counted("patch", resource.plural)
         return await self._request(
             "PATCH",
             resource.path(namespace, name),
@@ -213,6 +243,7 @@ class KubeClient:
         grace_s: int | None = None,
     ) -> None:
         """Delete an object (only that `uid` and `resource_version` if given); gone is fine."""
+        self.counted("delete", resource.plural)
         preconditions = {"uid": uid, "resourceVersion": resource_version}
         body: dict[str, Any] = {"apiVersion": "v1", "kind": "DeleteOptions"}
         if wanted := {key: value for key, value in preconditions.items() if value}:

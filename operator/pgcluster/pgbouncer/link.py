@@ -36,6 +36,8 @@ class Link:
 
     def __init__(self, connection: PGconn, on_lost: Callable[[], None] | None) -> None:
         self._connection = connection
+        # libpq forgets the number of a socket that was closed by the other side.
+        self._socket = connection.socket
         self._on_lost = on_lost
         self._busy = asyncio.Lock()
         self._open = True
@@ -112,12 +114,12 @@ class Link:
         connection = self._connection
         connection.send_query(statement.encode())
         while connection.flush():
-            await _ready(connection.socket, write=True)
+            await _ready(self._socket, write=True)
         rows: list[Row] = []
         refusal: str | None = None
         while True:
             while connection.is_busy():
-                await _ready(connection.socket, write=False)
+                await _ready(self._socket, write=False)
                 connection.consume_input()
             result = connection.get_result()
             if result is None:
@@ -134,10 +136,10 @@ class Link:
 
     def _watch(self) -> None:
         if self._open:
-            asyncio.get_running_loop().add_reader(self._connection.socket, self._readable)
+            asyncio.get_running_loop().add_reader(self._socket, self._readable)
 
     def _unwatch(self) -> None:
-        asyncio.get_running_loop().remove_reader(self._connection.socket)
+        asyncio.get_running_loop().remove_reader(self._socket)
 
     def _readable(self) -> None:
         """Something came though nothing was asked: a notice, or the end."""

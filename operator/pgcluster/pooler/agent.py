@@ -69,7 +69,7 @@ class Agent:
         )
         self._applier = Applier(self._admin, self._files)
         self._metrics = Metrics()
-        self._commands = Commands(self._admin, self._metrics)
+        self._commands = Commands(self._admin, self._metrics, changed=self._wake.set)
         self._housekeeping = Housekeeping(self._admin, self._applier, self._files, self._metrics)
         self._probe = PrimaryProbe(
             password=lambda: self._files.password("auth-password"), changed=self._wake.set

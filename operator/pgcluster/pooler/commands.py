@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import logging
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 from pgcluster.api.errors import PgClusterError
@@ -34,11 +34,12 @@ class Phases:
 
 
 class Commands:
-    """Carries out what decide.py decided."""
+    """Carries out what decide.py decided; `changed` is called when a phase ends by itself."""
 
-    def __init__(self, admin: Admin, metrics: Metrics) -> None:
+    def __init__(self, admin: Admin, metrics: Metrics, *, changed: Callable[[], None]) -> None:
         self._admin = admin
         self._metrics = metrics
+        self._changed = changed
         self._watch: asyncio.Task[None] | None = None
         self.phases = Phases()
 
@@ -115,6 +116,7 @@ class Commands:
                     await asyncio.sleep(_LOOK_EVERY_S)
                 self.phases.first_transaction_at = utc_now()
                 log.info("the first transaction after the RESUME is done")
+                self._changed()
 
     def _forget_watch(self) -> None:
         if self._watch is not None:

@@ -73,7 +73,7 @@ class PrimaryProbe:
                 await self._follow(link, target)
             except LinkLost as error:
                 # Connect again at once: it may have been only this connection that was ended.
-                log.info("the probe's connection to the primary was lost: %s", error)
+                log.info("the connection to the primary was lost: %s", error)
                 self._set(target, "lost")
 
     async def _connect(self, target: Target) -> Link:

@@ -1,0 +1,89 @@
+"""The pools' databases section: written first by the operator, and repaired when it must be.
+
+The promoted instance's agent writes it, because a failover does not wait for the operator. The same
+pure function renders it here, so that normally there is nothing to do. A stale observation must
+never overwrite what an agent has written meanwhile: the write carries the version of the ConfigMap
+that was read before the Lease and the pods.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from pgcluster.api import names
+from pgcluster.api.config import ClusterConfig
+from pgcluster.controller.observe import Observed
+from pgcluster.kube.client import Manifest
+from pgcluster.kube.resources import CONFIG_MAPS
+from pgcluster.render import pgbouncer as render
+
+
+@dataclass(frozen=True, slots=True)
+class Repair:
+    """A section to write; `urgent` where pools cannot work with what is there."""
+
+    content: str
+    urgent: bool
+    reason: str
+
+
+def target(observed: Observed) -> render.PoolTarget | None:
+    """Where the pools are to point; None while no instance is the primary for certain."""
+    primary = observed.primary
+    if primary is None or primary.address is None:
+        return None
+    report = primary.report
+    if report is None or report.timeline is None:
+        return None
+    standbys = tuple(
+        pod.address
+        for pod in observed.pods
+        if pod.address
+        and pod.name != primary.name
+        and pod.report is not None
+        and pod.report.role == names.ROLE_STANDBY
+        and pod.report.ready
+    )
+    return render.PoolTarget(
+        primary=primary.name,
+        primary_host=primary.address,
+        standby_hosts=standbys,
+        epoch=observed.epoch,
+        timeline=report.timeline,
+    )
+
+
+def repair(observed: Observed, config: ClusterConfig) -> Repair | None:
+    """What to write into the section, if anything. Pure."""
+    live = observed.child(CONFIG_MAPS, names.config_map_pgbouncer(observed.key.name))
+    text = ((live or {}).get("data") or {}).get(names.DATABASES_KEY)
+    wanted = target(observed)
+    if text is None:
+        return Repair(render.databases_ini(config, wanted), True, "there is none")
+    if wanted is None:
+        # Whoever it names was the primary; nothing better is known.
+        return None
+    header = render.parse_header(text)
+    if header is not None and header.epoch > wanted.epoch:
+        return None
+    content = render.databases_ini(config, wanted)
+    if content == text:
+        return None
+    return Repair(content, False, "it differs from what it should be")
+
+
+def manifest(observed: Observed, content: str) -> Manifest:
+    """The write of a section, refused by the API if the ConfigMap has changed since it was read."""
+    name = names.config_map_pgbouncer(observed.key.name)
+    live = observed.child(CONFIG_MAPS, name)
+    metadata = {"name": name, "namespace": observed.key.namespace}
+    if live is not None:
+        metadata |= {key: live["metadata"][key] for key in ("uid", "resourceVersion")}
+    return {"metadata": metadata, "data": {names.DATABASES_KEY: content}}
+
+
+def gone_poolers(observed: Observed) -> tuple[str, ...]:
+    """Keys of the poolers' ConfigMap whose pods are no more."""
+    live = observed.child(CONFIG_MAPS, names.config_map_poolers(observed.key.name))
+    alive = {pod["metadata"]["name"] for pod in observed.pooler_pods}
+    return tuple(sorted(set((live or {}).get("data") or {}) - alive))

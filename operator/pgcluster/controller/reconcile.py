@@ -1,0 +1,345 @@
+"""One cluster, from what is to what should be: read everything, decide, write the difference.
+
+Level-triggered and idempotent: it may be cut off after any write and starts over.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from datetime import UTC, datetime
+
+import pydantic
+
+from pgcluster.api import conditions, names
+from pgcluster.api.errors import BlockedError, RetryError
+from pgcluster.api.models import FailoverRecord, PgCluster, to_config
+from pgcluster.api.validation import check
+from pgcluster.controller import events, pools, rollout, scale, status
+from pgcluster.controller.apply import Applier
+from pgcluster.controller.metrics import Metrics
+from pgcluster.controller.observe import Key, Observed, observe
+from pgcluster.kube.client import KubeClient, Manifest
+from pgcluster.kube.errors import Conflict, Forbidden, Invalid, NotFound
+from pgcluster.kube.resources import (
+    CONFIG_MAPS,
+    PGCLUSTERS,
+    PODS,
+    STATEFUL_SETS,
+    STORAGE_CLASSES,
+)
+from pgcluster.render import cluster as render_cluster
+from pgcluster.render import lease as render_lease
+from pgcluster.render import secrets as render_secrets
+
+log = logging.getLogger(__name__)
+
+# A cluster that is not as it should be is looked at again without an event: what it waits for may
+# be something that nobody watches, such as a StorageClass.
+_UNSETTLED_S = 15.0
+# An agent writes the pools' section within moments of any change; the operator steps in after.
+_REPAIR_AFTER_S = 4.0
+
+
+@dataclass(frozen=True, slots=True)
+class Catalog:
+    """Images that the operator brings: PostgreSQL major → image, and that of the poolers."""
+
+    postgres: Mapping[str, str]
+    pgbouncer: str
+
+
+@dataclass(frozen=True, slots=True)
+class Result:
+    """How a reconciliation ended; `again_s` is when to look again without being woken."""
+
+    outcome: str  # done, blocked
+    again_s: float | None = None
+
+
+class Reconciler:
+    """Reconciles one cluster a call; keeps nothing that a restart could not lose."""
+
+    def __init__(
+        self,
+        client: KubeClient,
+        metrics: Metrics,
+        catalog: Catalog,
+        *,
+        identity: str,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._client = client
+        self._metrics = metrics
+        self._catalog = catalog
+        self._identity = identity
+        self._clock = clock
+        # Since when a pools' section has been wrong in this very way.
+        self._wrong_since: dict[Key, tuple[str, float]] = {}
+
+    async def __call__(self, key: Key) -> Result | None:
+        """Reconcile; None where the cluster is gone. RetryError and ApiError: to be tried again."""
+        observed = await observe(self._client, key)
+        if observed is None or "deletionTimestamp" in observed.cluster["metadata"]:
+            # Owner references delete the rest; a write now would only bring something back.
+            self.forget(key)
+            return None
+        cluster, blocked = _parse(observed)
+        outcome = status.Outcome(blocked=blocked)
+        again_s = None
+        if cluster is not None:
+            outcome, again_s = await self._bring_in_line(observed, cluster, blocked)
+        settled = await self._tell(observed, cluster, outcome)
+        if again_s is None and not settled:
+            again_s = _UNSETTLED_S
+        return Result("blocked" if outcome.blocked else "done", again_s)
+
+    def forget(self, key: Key) -> None:
+        """Drop what is kept for a cluster that is gone."""
+        self._wrong_since.pop(key, None)
+        self._metrics.forget(*key)
+
+    # --- writing ------------------------------------------------------------------------------
+
+    async def _bring_in_line(
+        self, observed: Observed, cluster: PgCluster, blocked: tuple[str, str] | None
+    ) -> tuple[status.Outcome, float | None]:
+        images = None
+        pending = None
+        again_s = None
+        try:
+            images = self._images(observed, cluster)
+            if blocked is None and not cluster.spec.paused:
+                pending, again_s = await self._write(observed, cluster, images)
+        except BlockedError as error:
+            blocked = (error.reason, str(error))
+        except (Invalid, Forbidden) as error:
+            blocked = (conditions.API_REFUSED, f"the API server refuses an object: {error}")
+        return (
+            status.Outcome(
+                image=images.postgres if images else None,
+                pgbouncer_image=images.pgbouncer if images else None,
+                blocked=blocked,
+                pending=pending,
+            ),
+            again_s,
+        )
+
+    async def _write(
+        self, observed: Observed, cluster: PgCluster, images: render_cluster.Images
+    ) -> tuple[tuple[str, str] | None, float | None]:
+        applier = Applier(self._client, observed)
+        live_set = observed.child(STATEFUL_SETS, names.statefulset(cluster.name))
+        replicas = scale.instances(observed, cluster.spec.instances, live_set)
+        manifests = [
+            scale.adjusted(manifest, replicas=replicas.count, live=live_set)
+            for manifest in render_cluster.manifests(
+                cluster, images=images, system_identifier=observed.system_identifier
+            )
+        ]
+        kept = [
+            *render_secrets.manifests(cluster),
+            render_lease.manifest(
+                cluster,
+                system_identifier=observed.system_identifier,
+                timeline=status.known_status(observed).timeline,
+            ),
+        ]
+        await applier.check([*kept, *manifests])
+        if live_set is None:
+            await self._check_storage_class(cluster)
+        for manifest in kept:
+            await applier.create(manifest)
+        for manifest in manifests:
+            await applier.apply(manifest)
+        await applier.delete_unwanted([*kept, *manifests])
+        again_s = await self._repair_pools(observed, cluster, applier)
+        await self._prune_poolers(observed)
+        late = await self._replace_stuck(observed, live_set)
+        return replicas.refused or late, again_s
+
+    def _images(self, observed: Observed, cluster: PgCluster) -> render_cluster.Images:
+        """The image of a running cluster is pinned: an upgrade of the operator rolls nothing."""
+        known = status.known_status(observed)
+        bootstrapped = observed.system_identifier is not None
+        spec = cluster.spec
+        version = str(spec.postgres.version)
+        postgres = spec.image or (known.image if bootstrapped else None)
+        postgres = postgres or self._catalog.postgres.get(version)
+        if postgres is None:
+            majors = ", ".join(sorted(self._catalog.postgres)) or "none"
+            raise BlockedError(
+                f"spec.postgres.version: this operator brings no image of PostgreSQL {version}"
+                f" (it has: {majors}); choose one of these, or name an image in spec.image",
+                reason=conditions.INVALID_SPEC,
+            )
+        pgbouncer = spec.pgbouncer.image or (known.pgbouncer_image if bootstrapped else None)
+        return render_cluster.Images(
+            postgres=postgres, pgbouncer=pgbouncer or self._catalog.pgbouncer
+        )
+
+    async def _check_storage_class(self, cluster: PgCluster) -> None:
+        """BlockedError where the volumes could never be made."""
+        wanted = cluster.spec.storage.class_name
+        try:
+            classes, _ = await self._client.list(STORAGE_CLASSES)
+        except Forbidden:
+            # An operator for some namespaces only may lack the right to look; then the pod tells.
+            return
+        found = {item["metadata"]["name"]: item["metadata"] for item in classes}
+        if wanted is not None and wanted in found:
+            return
+        if wanted is None and any(
+            (metadata.get("annotations") or {}).get("storageclass.kubernetes.io/is-default-class")
+            == "true"
+            for metadata in found.values()
+        ):
+            return
+        names_found = ", ".join(sorted(found)) or "none"
+        trouble = (
+            f"spec.storage.className: StorageClass {wanted} does not exist"
+            if wanted
+            else "spec.storage.className is not set and no StorageClass is the default"
+        )
+        raise BlockedError(
+            f"{trouble}; choose one of those that exist ({names_found}), or make it",
+            reason=conditions.STORAGE_CLASS_MISSING,
+        )
+
+    async def _repair_pools(
+        self, observed: Observed, cluster: PgCluster, applier: Applier
+    ) -> float | None:
+        config = to_config(cluster, system_identifier=observed.system_identifier)
+        repair = pools.repair(observed, config)
+        if repair is None:
+            self._wrong_since.pop(observed.key, None)
+            return None
+        if not repair.urgent:
+            content, since_s = self._wrong_since.get(observed.key, ("", 0.0))
+            if content != repair.content:
+                since_s = self._clock()
+                self._wrong_since[observed.key] = (repair.content, since_s)
+            left_s = since_s + _REPAIR_AFTER_S - self._clock()
+            if left_s > 0:
+                return left_s
+        manifest = pools.manifest(observed, repair.content)
+        if "resourceVersion" not in manifest["metadata"]:
+            # The ConfigMap was made a moment ago, and nobody can have written to it before.
+            manifest["metadata"]["resourceVersion"] = applier.version(
+                CONFIG_MAPS, manifest["metadata"]["name"]
+            )
+        try:
+            await self._client.apply(CONFIG_MAPS, manifest, manager=names.MANAGER_POOLS)
+        except Conflict as error:
+            raise RetryError("the pools' section changed meanwhile", delay_s=0.5) from error
+        self._wrong_since.pop(observed.key, None)
+        log.info("wrote the pools' databases section: %s", repair.reason)
+        return None
+
+    async def _prune_poolers(self, observed: Observed) -> None:
+        gone = pools.gone_poolers(observed)
+        if not gone:
+            return
+        name = names.config_map_poolers(observed.key.name)
+        # One removed by somebody else meanwhile would refuse all the others: merge, not JSON patch.
+        await self._client.merge_patch(
+            CONFIG_MAPS,
+            name,
+            observed.key.namespace,
+            {"data": dict.fromkeys(gone)},
+            manager=names.MANAGER_OPERATOR,
+        )
+        log.info("dropped the reports of poolers that are gone: %s", ", ".join(gone))
+
+    async def _replace_stuck(
+        self, observed: Observed, live_set: Manifest | None
+    ) -> tuple[str, str] | None:
+        """Replace pods of an earlier template that never ran; tell of those that run."""
+        late = rollout.outdated(live_set, observed.pods)
+        stuck = rollout.replaceable(late)
+        for pod in stuck:
+            await self._client.delete(
+                PODS, pod.name, observed.key.namespace, uid=pod.manifest["metadata"]["uid"]
+            )
+            log.info("deleted pod %s: it is stuck and its template has changed", pod.name)
+        running = [pod.name for pod in late if pod not in stuck]
+        if not running:
+            return None
+        return (
+            conditions.ROLLOUT_PENDING,
+            f"{', '.join(running)} still run with earlier settings; they take the new ones when"
+            " their pods are deleted, the standbys first",
+        )
+
+    # --- telling ------------------------------------------------------------------------------
+
+    async def _tell(
+        self, observed: Observed, cluster: PgCluster | None, outcome: status.Outcome
+    ) -> bool:
+        """Write the status where it differs; True where the cluster is as it should be."""
+        key = observed.key
+        now = datetime.now(UTC)
+        before = status.known_status(observed)
+        after = status.compute(observed, cluster, outcome, now=now.strftime("%Y-%m-%dT%H:%M:%SZ"))
+        ready = next(x for x in after.conditions if x.type == conditions.READY).status == "True"
+        self._metrics.ready.labels(namespace=key.namespace, name=key.name).set(ready)
+        if after == before:
+            return ready
+        for record in events.new_failovers(before, after):
+            self._metrics.failover(key.namespace, key.name, record.cause)
+        self._observe_phases(before.last_failover, after.last_failover)
+        await events.post(
+            self._client,
+            observed,
+            events.between(before, after),
+            reporter=self._identity,
+            now=now.strftime("%Y-%m-%dT%H:%M:%S.%fZ"),
+        )
+        document = after.model_dump(mode="json", by_alias=True, exclude_none=True)
+        manifest = {
+            "metadata": {"name": key.name, "namespace": key.namespace, "uid": observed.uid},
+            "status": document,
+        }
+        try:
+            await self._client.apply(
+                PGCLUSTERS, manifest, manager=names.MANAGER_STATUS, subresource="status"
+            )
+        except (NotFound, Conflict):
+            # Deleted meanwhile; one of the same name is another one.
+            return ready
+        log.info(
+            "status: %s, primary %s, %s of %s instances ready",
+            after.summary,
+            after.primary,
+            after.ready_instances,
+            after.instances,
+        )
+        return ready
+
+    def _observe_phases(self, before: FailoverRecord | None, after: FailoverRecord | None) -> None:
+        """Each phase counts once, when it is first known."""
+        if after is None:
+            return
+        known = before if before is not None and before.epoch == after.epoch else None
+        for phase in ("gate", "promoted", "config", "reloaded", "resumed", "first_transaction"):
+            ms = getattr(after, f"{phase}_ms")
+            if ms is not None and (known is None or getattr(known, f"{phase}_ms") is None):
+                self._metrics.failover_seconds.labels(phase=phase).observe(ms / 1000)
+
+
+def _parse(observed: Observed) -> tuple[PgCluster | None, tuple[str, str] | None]:
+    """The cluster, and why its spec cannot be acted on, if so: reason and message."""
+    try:
+        cluster = PgCluster.parse(observed.cluster)
+    except pydantic.ValidationError as error:
+        told = "; ".join(
+            f"{'.'.join(str(part) for part in detail['loc'])}: {detail['msg']}"
+            for detail in error.errors()
+        )
+        return None, (conditions.INVALID_SPEC, told)
+    found = check(cluster.spec)
+    if not found:
+        return cluster, None
+    return cluster, (conditions.INVALID_SPEC, "; ".join(str(problem) for problem in found))

@@ -1,0 +1,100 @@
+"""The Deployment of the poolers."""
+
+from __future__ import annotations
+
+from pgcluster.api import names
+from pgcluster.api.models import PgCluster
+from pgcluster.render import pods
+from pgcluster.render.metadata import Manifest, metadata, selector, template_metadata
+
+# pgbouncer waits for its clients on SIGTERM (since 1.23); this bounds it.
+_GRACE_S = 60
+
+
+def deployment(cluster: PgCluster, *, image: str) -> Manifest:
+    """pgbouncer, and beside it as a native sidecar the agent that starts before and ends after."""
+    return {
+        "apiVersion": "apps/v1",
+        "kind": "Deployment",
+        "metadata": metadata(cluster, names.pgbouncer(cluster.name), names.COMPONENT_PGBOUNCER),
+        "spec": {
+            "replicas": cluster.spec.pgbouncer.instances,
+            "revisionHistoryLimit": 3,
+            "selector": {"matchLabels": selector(cluster, names.COMPONENT_PGBOUNCER)},
+            "strategy": {
+                "type": "RollingUpdate",
+                "rollingUpdate": {"maxSurge": 1, "maxUnavailable": 0},
+            },
+            "template": {
+                "metadata": template_metadata(cluster, names.COMPONENT_PGBOUNCER),
+                "spec": {
+                    "automountServiceAccountToken": False,
+                    "initContainers": [_agent(cluster, image)],
+                    "containers": [_pgbouncer(cluster, image)],
+                    "enableServiceLinks": False,
+                    "securityContext": pods.pod_security(names.UID_PGBOUNCER),
+                    "serviceAccountName": names.pgbouncer(cluster.name),
+                    "terminationGracePeriodSeconds": _GRACE_S,
+                    "volumes": [
+                        pods.memory_volume("run", "16Mi"),
+                        pods.secret_volume("pooler", names.secret_pooler(cluster.name)),
+                        pods.token_volume(),
+                    ],
+                    **pods.scheduling(cluster, names.COMPONENT_PGBOUNCER),
+                },
+            },
+        },
+    }
+
+
+def _agent(cluster: PgCluster, image: str) -> Manifest:
+    return {
+        "name": "agent",
+        "image": image,
+        "imagePullPolicy": "IfNotPresent",
+        "command": ["pgcluster-pooler"],
+        "restartPolicy": "Always",
+        "env": pods.environment(cluster),
+        "ports": [{"name": "agent", "containerPort": names.PORT_AGENT}],
+        # pgbouncer must not start before its files are there.
+        "startupProbe": pods.probe(
+            "/livez", port=names.PORT_AGENT, period_s=1, timeout_s=2, failures=300
+        ),
+        "livenessProbe": pods.probe(
+            "/livez", port=names.PORT_AGENT, period_s=10, timeout_s=5, failures=6
+        ),
+        # The current primary's databases section is applied: a Service sends clients only there.
+        "readinessProbe": pods.probe(
+            "/readyz", port=names.PORT_AGENT, period_s=2, timeout_s=2, failures=2
+        ),
+        "securityContext": pods.CONTAINER_SECURITY,
+        "volumeMounts": [
+            {"name": "run", "mountPath": names.PGBOUNCER_DIR},
+            pods.secret_mount("pooler"),
+            pods.token_mount(),
+        ],
+    }
+
+
+def _pgbouncer(cluster: PgCluster, image: str) -> Manifest:
+    # The listener only: a dead primary must never restart a pooler.
+    listener = {"tcpSocket": {"port": names.PORT_PGBOUNCER}}
+    made: Manifest = {
+        "name": "pgbouncer",
+        "image": image,
+        "imagePullPolicy": "IfNotPresent",
+        "command": ["pgbouncer", names.PGBOUNCER_INI],
+        "ports": [{"name": "pgbouncer", "containerPort": names.PORT_PGBOUNCER}],
+        "livenessProbe": {
+            **listener,
+            "periodSeconds": 10,
+            "timeoutSeconds": 5,
+            "failureThreshold": 3,
+        },
+        "readinessProbe": {**listener, "periodSeconds": 2, "timeoutSeconds": 2},
+        "securityContext": pods.CONTAINER_SECURITY,
+        "volumeMounts": [{"name": "run", "mountPath": names.PGBOUNCER_DIR}],
+    }
+    if cluster.spec.pgbouncer.resources:
+        made["resources"] = cluster.spec.pgbouncer.resources
+    return made

@@ -1,0 +1,1 @@
+"""Real PostgreSQL and pgbouncer on loopback addresses; no Kubernetes."""

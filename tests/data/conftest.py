@@ -1,0 +1,92 @@
+"""Servers for the tests of the data path; all of them end with the test that started them."""
+
+from __future__ import annotations
+
+import re
+import shutil
+import subprocess
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from pgcluster.postgres import roles
+from tests.data.pool import PASSWORD, Pool
+from tests.data.servers import Postgres, as_user, binaries, eventually, free_port, own, pgbouncers
+
+PRIMARY, STANDBY = "127.77.0.1", "127.77.0.2"
+
+
+@pytest.fixture
+def directory() -> Iterator[Path]:
+    """A short path that the servers' user may enter: sockets have at most 107 bytes."""
+    path = Path(tempfile.mkdtemp(prefix="pgc-"))
+    own(path)
+    yield path
+    shutil.rmtree(path, ignore_errors=True)
+
+
+@pytest.fixture
+def primary(directory: Path) -> Iterator[Postgres]:
+    """A primary with what a cluster's primary has for its poolers."""
+    programs = binaries()
+    if programs is None:
+        pytest.fail("PostgreSQL is not installed: apt-get install postgresql")
+    server = Postgres(programs, directory / "primary", PRIMARY, free_port())
+    try:
+        server.initdb()
+        server.start()
+        server.query("CREATE ROLE pgcluster_pooler LOGIN PASSWORD 'auth-password ''\" of the test'")
+        server.query(f"CREATE ROLE app LOGIN PASSWORD '{PASSWORD}'")
+        server.query("CREATE SCHEMA pgcluster")
+        server.query(roles._USER_LOOKUP)
+        server.query("GRANT USAGE ON SCHEMA pgcluster TO pgcluster_pooler")
+        server.query("CREATE DATABASE app OWNER app")
+        yield server
+    finally:
+        server.end()
+
+
+@pytest.fixture
+def standby(primary: Postgres, directory: Path) -> Iterator[Postgres]:
+    """A standby that streams from the primary."""
+    programs = binaries()
+    assert programs
+    server = Postgres(programs, directory / "standby", STANDBY, primary.port)
+    try:
+        server.clone(primary)
+        server.start()
+        eventually(
+            lambda: primary.query("SELECT state FROM pg_stat_replication") == [("streaming",)],
+            within=20,
+            what="the standby streams",
+        )
+        yield server
+    finally:
+        server.end()
+
+
+@pytest.fixture(params=pgbouncers() or [None], ids=str)
+def pool(request: pytest.FixtureRequest, directory: Path) -> Iterator[Pool]:
+    """A pooler without processes yet."""
+    if request.param is None:
+        pytest.fail("pgbouncer is not installed: apt-get install pgbouncer")
+    said = subprocess.run(
+        as_user([request.param, "--version"]), check=True, capture_output=True, text=True, cwd="/"
+    ).stdout
+    version = re.search(r"PgBouncer (\d+)\.(\d+)", said)
+    assert version, said
+    made = Pool(request.param, (int(version[1]), int(version[2])), directory_in(directory))
+    try:
+        yield made
+    finally:
+        made.end()
+        print(made.agent_log())
+
+
+def directory_in(directory: Path) -> Path:
+    """Of its own."""
+    path = directory / "pool"
+    path.mkdir()
+    return path

@@ -7,6 +7,7 @@ import contextlib
 import json
 import re
 import signal
+import socket
 import sys
 import time
 from collections.abc import Sequence
@@ -122,8 +123,14 @@ class Pool:
             what=f"pgbouncer's files are there: {self.agent_log()}",
         )
         self.pgbouncer = Process([self._program, ini], self.directory / "pgbouncer.log")
-        socket = self.directory / "run" / f".s.PGSQL.{self.port}"
-        eventually(socket.exists, within=DEADLINE_S, what="pgbouncer's socket is there")
+        eventually(self._listens, within=DEADLINE_S, what="pgbouncer listens")
+
+    def _listens(self) -> bool:
+        try:
+            socket.create_connection((ADDRESS, self.port), timeout=1).close()
+        except OSError:
+            return False
+        return True
 
     def kill_agent(self) -> None:
         """kill -9."""

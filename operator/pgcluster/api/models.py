@@ -280,7 +280,7 @@ class PgClusterSpec(Model):
         ),
     )
 
-    instances: int = Field(ge=1, le=9)
+    instances: int = Field(ge=1, le=names.MAX_INSTANCES)
     """How many PostgreSQL instances there are: one primary, the others standbys."""
     image: ImageName | None = None
     """Image of the instances. Default: that of the operator's catalog for `postgres.version`, pinned in the status when the cluster is made."""

@@ -14,6 +14,7 @@ PLURAL = "pgclusters"
 # A StatefulSet's pods carry "<name>-<ordinal>" and a revision hash in labels of at most 63
 # characters; the derived Services add up to nine. 40 leaves room for all of them.
 MAX_CLUSTER_NAME = 40
+MAX_INSTANCES = 9
 
 # Images are named pgcluster.dev/<name>:<tag>; a registry's name goes before it where there is one.
 IMAGES = GROUP

@@ -92,7 +92,6 @@ class Observed:
     pods: tuple[InstancePod, ...] = ()
     pooler_pods: tuple[Manifest, ...] = ()
     pooler_reports: Mapping[str, PoolerReport] = field(default_factory=dict)
-    claims: tuple[Manifest, ...] = ()
 
     @property
     def key(self) -> Key:
@@ -170,7 +169,12 @@ async def observe(client: KubeClient, key: Key) -> Observed | None:
             continue
         items, _ = await client.list(resource, key.namespace, labels=selector)
         for item in items:
-            children[resource.kind, item["metadata"]["name"]] = item
+            # The items of a list do not say what they are.
+            children[resource.kind, item["metadata"]["name"]] = {
+                "apiVersion": resource.api_version,
+                "kind": resource.kind,
+                **item,
+            }
     pods, _ = await client.list(PODS, key.namespace, labels=selector)
     pods.sort(key=_pod_order)
     reports = children.get((CONFIG_MAPS.kind, names.config_map_poolers(key.name))) or {}

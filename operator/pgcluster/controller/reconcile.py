@@ -145,6 +145,7 @@ class Reconciler:
                 cluster,
                 system_identifier=observed.system_identifier,
                 timeline=status.known_status(observed).timeline,
+                epoch=status.known_status(observed).epoch,
             ),
         ]
         await applier.check([*kept, *manifests])

@@ -41,7 +41,7 @@ class Observed:
         """The ConfigMap with pgbouncer's files, as it is now."""
         self.settings = data.get(names.PGBOUNCER_INI_KEY) or self.settings
         text = data.get(names.DATABASES_KEY)
-        if text and (self.wanted is None or text != self.wanted.text):
+        if text:
             try:
                 self.wanted = offer(text)
                 self.trouble = ""

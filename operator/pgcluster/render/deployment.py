@@ -9,6 +9,13 @@ from pgcluster.render.metadata import Manifest, metadata, selector, template_met
 
 # pgbouncer waits for its clients on SIGTERM (since 1.23); this bounds it.
 _GRACE_S = 60
+# Whose log `kubectl logs` shows.
+_DEFAULT_CONTAINER = "kubectl.kubernetes.io/default-container"
+# Measured at rest: 45 MiB at most, and less than a hundredth of a core.
+_AGENT_RESOURCES: Manifest = {
+    "requests": {"cpu": "10m", "memory": "64Mi"},
+    "limits": {"memory": "256Mi"},
+}
 
 
 def deployment(cluster: PgCluster, *, image: str) -> Manifest:
@@ -26,7 +33,9 @@ def deployment(cluster: PgCluster, *, image: str) -> Manifest:
                 "rollingUpdate": {"maxSurge": 1, "maxUnavailable": 0},
             },
             "template": {
-                "metadata": template_metadata(cluster, names.COMPONENT_PGBOUNCER),
+                "metadata": template_metadata(
+                    cluster, names.COMPONENT_PGBOUNCER, {_DEFAULT_CONTAINER: "pgbouncer"}
+                ),
                 "spec": {
                     "automountServiceAccountToken": False,
                     "initContainers": [_agent(cluster, image)],
@@ -67,6 +76,7 @@ def _agent(cluster: PgCluster, image: str) -> Manifest:
         "readinessProbe": pods.probe(
             "/readyz", port=names.PORT_AGENT, period_s=2, timeout_s=2, failures=2
         ),
+        "resources": _AGENT_RESOURCES,
         "securityContext": pods.CONTAINER_SECURITY,
         "volumeMounts": [
             {"name": "run", "mountPath": names.PGBOUNCER_DIR},

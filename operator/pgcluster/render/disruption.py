@@ -4,27 +4,26 @@ from __future__ import annotations
 
 from pgcluster.api import names
 from pgcluster.api.models import PgCluster
-from pgcluster.render.metadata import Manifest, manifest, selector
+from pgcluster.render.metadata import Manifest, metadata, selector
 
 
 def budgets(cluster: PgCluster) -> list[Manifest]:
     """PodDisruptionBudgets; none for a lone pod, whose node could then never be drained."""
+    poolers = cluster.spec.pgbouncer.instances
     components = (
         (cluster.name, names.COMPONENT_POSTGRES, cluster.spec.instances),
-        (names.pgbouncer(cluster.name), names.COMPONENT_PGBOUNCER, cluster.spec.pgbouncer.instances),
+        (names.pgbouncer(cluster.name), names.COMPONENT_PGBOUNCER, poolers),
     )
     return [
-        manifest(
-            cluster,
-            api_version="policy/v1",
-            kind="PodDisruptionBudget",
-            name=name,
-            component=component,
-            spec={
+        {
+            "apiVersion": "policy/v1",
+            "kind": "PodDisruptionBudget",
+            "metadata": metadata(cluster, name, component),
+            "spec": {
                 "maxUnavailable": 1,
-                "selector": {"matchLabels": selector(cluster.name, component)},
+                "selector": {"matchLabels": selector(cluster, component)},
             },
-        )
+        }
         for name, component, pods in components
         if pods > 1
     ]

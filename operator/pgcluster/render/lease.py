@@ -4,30 +4,34 @@ from __future__ import annotations
 
 from pgcluster.api import names
 from pgcluster.api.models import PgCluster
-from pgcluster.render.metadata import Manifest, manifest
+from pgcluster.render.metadata import Manifest, metadata
 
 
-def manifest_(
-    cluster: PgCluster, *, system_identifier: str | None = None, timeline: int | None = None
+def manifest(
+    cluster: PgCluster,
+    *,
+    system_identifier: str | None,
+    timeline: int | None,
+    epoch: int | None,
 ) -> Manifest:
     """A Lease that nobody holds yet.
 
     What is known of the data goes along, so that a Lease which was deleted comes back with its
-    mark: no instance runs initdb again, and none of an older timeline takes over.
+    mark: no instance runs initdb again, and none of an older timeline takes over. Its epoch goes
+    on too, or the poolers would take the next primary for an older one.
     """
-    made = manifest(
-        cluster,
-        api_version="coordination.k8s.io/v1",
-        kind="Lease",
-        name=names.primary_lease(cluster.name),
-        component=names.COMPONENT_POSTGRES,
-        spec={},
-    )
+    made = metadata(cluster, names.primary_lease(cluster.name))
     mark = {}
     if system_identifier is not None:
         mark[names.ANNOTATION_SYSTEM_ID] = system_identifier
         if timeline is not None:
             mark[names.ANNOTATION_TIMELINE] = str(timeline)
+            mark[names.ANNOTATION_WAL_POSITION] = "0/0"
     if mark:
-        made["metadata"]["annotations"] = {**made["metadata"].get("annotations", {}), **mark}
-    return made
+        made["annotations"] = {**made.get("annotations", {}), **mark}
+    return {
+        "apiVersion": "coordination.k8s.io/v1",
+        "kind": "Lease",
+        "metadata": made,
+        "spec": {"holderIdentity": "", "leaseTransitions": epoch or 0},
+    }

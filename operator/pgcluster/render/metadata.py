@@ -13,40 +13,19 @@ Manifest = dict[str, Any]
 _RESERVED = f"{names.GROUP}/"
 
 
-def selector(cluster: str, component: str) -> dict[str, str]:
+def selector(cluster: PgCluster, component: str) -> dict[str, str]:
     """Labels by which the pods of one component are found; a workload's selector never changes."""
-    return {names.LABEL_CLUSTER: cluster, names.LABEL_COMPONENT: component}
+    return {names.LABEL_CLUSTER: cluster.name, names.LABEL_COMPONENT: component}
 
 
-def labels(cluster: PgCluster, component: str) -> dict[str, str]:
-    """Inherited labels and ours.
-
-    `app.kubernetes.io/instance` is not among them: Argo CD tracks what it manages by that label,
-    and would prune what carries it and is not in its repository.
-    """
+def metadata(
+    cluster: PgCluster, name: str, component: str = names.COMPONENT_POSTGRES
+) -> dict[str, Any]:
+    """Metadata of an object that is removed with its cluster."""
     return {
-        **_inherited(cluster.spec.inherited_metadata.labels),
-        "app.kubernetes.io/name": "pgcluster",
-        "app.kubernetes.io/component": component,
-        "app.kubernetes.io/managed-by": names.MANAGED_BY,
-        "app.kubernetes.io/part-of": cluster.name,
-        **selector(cluster.name, component),
-    }
-
-
-def annotations(cluster: PgCluster) -> dict[str, str]:
-    """Inherited annotations."""
-    return _inherited(cluster.spec.inherited_metadata.annotations)
-
-
-def manifest(
-    cluster: PgCluster, *, api_version: str, kind: str, name: str, component: str, **rest: Any
-) -> Manifest:
-    """An object of the cluster, to be removed with it."""
-    metadata: Manifest = {
         "name": name,
         "namespace": cluster.namespace,
-        "labels": labels(cluster, component),
+        **template_metadata(cluster, component),
         "ownerReferences": [
             {
                 "apiVersion": names.API_VERSION,
@@ -58,23 +37,40 @@ def manifest(
             }
         ],
     }
-    if inherited := annotations(cluster):
-        metadata["annotations"] = inherited
-    return {"apiVersion": api_version, "kind": kind, "metadata": metadata, **rest}
 
 
-def pod_metadata(cluster: PgCluster, component: str, **own_annotations: str) -> Manifest:
-    """Metadata of a pod template.
+def template_metadata(
+    cluster: PgCluster, component: str, own: Mapping[str, str] | None = None
+) -> dict[str, Any]:
+    """Metadata of a pod template; `own` are annotations of ours.
 
     Nothing derived from the configuration is in it: a change of settings is taken over by a running
     pod and must not replace it. Nor is the role: the agents tell that.
     """
-    metadata: Manifest = {"labels": labels(cluster, component)}
-    if found := {**annotations(cluster), **own_annotations}:
-        metadata["annotations"] = found
-    return metadata
+    made: dict[str, Any] = {"labels": _labels(cluster, component)}
+    annotations = {**_inherited(cluster.spec.inherited_metadata.annotations), **(own or {})}
+    if annotations:
+        made["annotations"] = annotations
+    return made
+
+
+def _labels(cluster: PgCluster, component: str) -> dict[str, str]:
+    """Inherited labels and ours.
+
+    `app.kubernetes.io/instance` is not ours: Argo CD tracks by it what it manages, and would prune
+    what carries it and is not in its repository.
+    """
+    return {
+        **_inherited(cluster.spec.inherited_metadata.labels),
+        "app.kubernetes.io/name": "pgcluster",
+        "app.kubernetes.io/component": component,
+        "app.kubernetes.io/managed-by": names.MANAGED_BY,
+        "app.kubernetes.io/part-of": cluster.name,
+        **selector(cluster, component),
+    }
 
 
 def _inherited(pairs: Mapping[str, str]) -> dict[str, str]:
-    """Without those of our own domain: an inherited role label would route writes to a standby."""
-    return {key: value for key, value in pairs.items() if not key.startswith(_RESERVED)}
+    """Without those of our own domain: an inherited role label would send writes to a standby."""
+    kept = {key: value for key, value in pairs.items() if not key.startswith(_RESERVED)}
+    return dict(sorted(kept.items()))

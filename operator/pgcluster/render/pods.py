@@ -57,7 +57,11 @@ def probe(path: str, *, port: int, period_s: int, timeout_s: int, failures: int)
 
 
 def scheduling(cluster: PgCluster, component: str) -> Manifest:
-    """Where the pods may run: preferably not two of a kind on one node."""
+    """Where the pods may run: preferably not two of a kind on one node.
+
+    Affinity and spread are of the instances: rules that keep those apart would keep the poolers
+    from the same nodes.
+    """
     wanted = cluster.spec.scheduling
     term = {
         "labelSelector": {"matchLabels": selector(cluster, component)},
@@ -70,12 +74,16 @@ def scheduling(cluster: PgCluster, component: str) -> Manifest:
             ]
         }
     }
-    made: Manifest = {"affinity": {**spread, **(wanted.affinity or {})}}
+    of_instances = component == names.COMPONENT_POSTGRES
+    affinity = (wanted.affinity or {}) if of_instances else {}
+    made: Manifest = {"affinity": {**spread, **affinity}}
     if wanted.tolerations:
         made["tolerations"] = [dict(item) for item in wanted.tolerations]
-    if wanted.topology_spread_constraints:
+    if wanted.topology_spread_constraints and of_instances:
         made["topologySpreadConstraints"] = [
-            dict(item) for item in wanted.topology_spread_constraints
+            # Without a selector of its own a constraint would count no pod at all.
+            {"labelSelector": term["labelSelector"], **item}
+            for item in wanted.topology_spread_constraints
         ]
     if wanted.node_selector:
         made["nodeSelector"] = dict(wanted.node_selector)
@@ -96,6 +104,13 @@ def token_volume() -> Manifest:
                     "configMap": {
                         "name": "kube-root-ca.crt",
                         "items": [{"key": "ca.crt", "path": "ca.crt"}],
+                    }
+                },
+                {
+                    "downwardAPI": {
+                        "items": [
+                            {"path": "namespace", "fieldRef": {"fieldPath": "metadata.namespace"}}
+                        ]
                     }
                 },
             ],

@@ -5,46 +5,55 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from pgcluster.api import names
-from pgcluster.api.config import ClusterConfig
-from pgcluster.api.models import PgCluster
-from pgcluster.render.metadata import Manifest, manifest
+from pgcluster.api.models import PgCluster, users
+from pgcluster.render.metadata import Manifest, metadata
 
 _RBAC = "rbac.authorization.k8s.io"
 _READ = ("get", "list", "watch")
 
 
-def node_agents(cluster: PgCluster, config: ClusterConfig) -> list[Manifest]:
-    """ServiceAccount, Role and RoleBinding of the instances."""
-    # All pods that the cluster could have: with those that it has, an instance that was just added
-    # or is about to go would depend on the Role being written before or after it.
-    pods = (names.pod(cluster.name, ordinal) for ordinal in range(names.MAX_INSTANCES))
+def rbac(cluster: PgCluster) -> list[Manifest]:
+    """ServiceAccount, Role and RoleBinding of the instances, and of the poolers where there are."""
+    made = _account(
+        cluster,
+        names.service_account_postgres(cluster.name),
+        names.COMPONENT_POSTGRES,
+        _node_rules(cluster),
+    )
+    if cluster.spec.pgbouncer.instances > 0:
+        made += _account(
+            cluster,
+            names.pgbouncer(cluster.name),
+            names.COMPONENT_PGBOUNCER,
+            _pooler_rules(cluster),
+        )
+    return made
+
+
+def _node_rules(cluster: PgCluster) -> list[Manifest]:
+    name = cluster.name
+    # All pods that the cluster could have, so that scaling does not wait for a change of the Role.
+    pods = [names.pod(name, ordinal) for ordinal in range(names.MAX_INSTANCES)]
     rules = [
-        _rule("", "configmaps", [names.config_map(cluster.name)], _READ),
-        _rule("", "configmaps", [names.config_map_pgbouncer(cluster.name)], (*_READ, "patch")),
+        _rule("", "configmaps", [names.config_map(name)], _READ),
+        _rule("", "configmaps", [names.config_map_pgbouncer(name)], (*_READ, "patch")),
         _rule("", "pods", pods, (*_READ, "patch")),
-        _rule(
-            "coordination.k8s.io",
-            "leases",
-            [names.primary_lease(cluster.name)],
-            (*_READ, "update"),
-        ),
+        _rule("coordination.k8s.io", "leases", [names.primary_lease(name)], (*_READ, "update")),
         _rule("events.k8s.io", "events", [], ("create",)),
     ]
-    passwords = {user.password_secret for user in config.users if user.password_secret}
+    passwords = {user.password_secret.name for user in users(cluster) if user.password_secret}
     if passwords:
         rules.append(_rule("", "secrets", passwords, ("get",)))
-    name = names.service_account_postgres(cluster.name)
-    return _account(cluster, name, names.COMPONENT_POSTGRES, rules)
+    return rules
 
 
-def pooler_agents(cluster: PgCluster) -> list[Manifest]:
-    """ServiceAccount, Role and RoleBinding of the poolers."""
-    rules = [
-        _rule("", "configmaps", [names.config_map_pgbouncer(cluster.name)], _READ),
-        _rule("", "configmaps", [names.config_map_poolers(cluster.name)], ("get", "patch")),
-        _rule("coordination.k8s.io", "leases", [names.primary_lease(cluster.name)], _READ),
+def _pooler_rules(cluster: PgCluster) -> list[Manifest]:
+    name = cluster.name
+    return [
+        _rule("", "configmaps", [names.config_map_pgbouncer(name)], _READ),
+        _rule("", "configmaps", [names.config_map_poolers(name)], ("get", "patch")),
+        _rule("coordination.k8s.io", "leases", [names.primary_lease(name)], _READ),
     ]
-    return _account(cluster, names.pgbouncer(cluster.name), names.COMPONENT_PGBOUNCER, rules)
 
 
 def _rule(group: str, resource: str, objects: Iterable[str], verbs: Iterable[str]) -> Manifest:
@@ -57,31 +66,21 @@ def _rule(group: str, resource: str, objects: Iterable[str], verbs: Iterable[str
 def _account(
     cluster: PgCluster, name: str, component: str, rules: list[Manifest]
 ) -> list[Manifest]:
+    meta = metadata(cluster, name, component)
     return [
-        manifest(
-            cluster,
-            api_version="v1",
-            kind="ServiceAccount",
-            name=name,
-            component=component,
+        {
+            "apiVersion": "v1",
+            "kind": "ServiceAccount",
+            "metadata": meta,
             # Pods mount a token where it is needed: in the agent's container.
-            automountServiceAccountToken=False,
-        ),
-        manifest(
-            cluster,
-            api_version=f"{_RBAC}/v1",
-            kind="Role",
-            name=name,
-            component=component,
-            rules=rules,
-        ),
-        manifest(
-            cluster,
-            api_version=f"{_RBAC}/v1",
-            kind="RoleBinding",
-            name=name,
-            component=component,
-            roleRef={"apiGroup": _RBAC, "kind": "Role", "name": name},
-            subjects=[{"kind": "ServiceAccount", "name": name, "namespace": cluster.namespace}],
-        ),
+            "automountServiceAccountToken": False,
+        },
+        {"apiVersion": f"{_RBAC}/v1", "kind": "Role", "metadata": meta, "rules": rules},
+        {
+            "apiVersion": f"{_RBAC}/v1",
+            "kind": "RoleBinding",
+            "metadata": meta,
+            "roleRef": {"apiGroup": _RBAC, "kind": "Role", "name": name},
+            "subjects": [{"kind": "ServiceAccount", "name": name, "namespace": cluster.namespace}],
+        },
     ]

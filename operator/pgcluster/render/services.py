@@ -6,9 +6,7 @@ from typing import Any
 
 from pgcluster.api import names
 from pgcluster.api.models import PgCluster
-from pgcluster.render.metadata import Manifest, manifest, selector
-
-PORT_NAME_AGENT = "agent"
+from pgcluster.render.metadata import Manifest, metadata, selector
 
 
 def has_read_only_pool(cluster: PgCluster) -> bool:
@@ -19,44 +17,28 @@ def has_read_only_pool(cluster: PgCluster) -> bool:
 def services(cluster: PgCluster) -> list[Manifest]:
     """The pool, its read-only twin, the primary itself, and the stable names of the instances."""
     name = cluster.name
-    instances = selector(name, names.COMPONENT_POSTGRES)
+    instances = selector(cluster, names.COMPONENT_POSTGRES)
     primary = {**instances, names.LABEL_ROLE: names.ROLE_PRIMARY}
-    poolers = selector(name, names.COMPONENT_PGBOUNCER)
+    poolers = selector(cluster, names.COMPONENT_PGBOUNCER)
     # Without poolers the address that applications know leads to the primary.
-    pooled = cluster.spec.pgbouncer.instances > 0
-    found = [
-        _service(
-            cluster,
-            names.service_pool(name),
-            names.COMPONENT_PGBOUNCER,
-            [_port("postgres", names.PORT_PGBOUNCER if pooled else names.PORT_POSTGRES)],
-            selector=poolers if pooled else primary,
-        )
-    ]
+    pool = poolers if cluster.spec.pgbouncer.instances > 0 else primary
+    made = [_service(cluster, names.service_pool(name), names.COMPONENT_PGBOUNCER, selector=pool)]
     if has_read_only_pool(cluster):
-        found.append(
+        made.append(
             _service(
                 cluster,
                 names.service_read_only(name),
                 names.COMPONENT_PGBOUNCER,
-                [_port("postgres", names.PORT_PGBOUNCER)],
                 selector=poolers,
             )
         )
     return [
-        *found,
-        _service(
-            cluster,
-            names.service_primary(name),
-            names.COMPONENT_POSTGRES,
-            [_port("postgres", names.PORT_POSTGRES)],
-            selector=primary,
-        ),
+        *made,
+        _service(cluster, names.service_primary(name), names.COMPONENT_POSTGRES, selector=primary),
         _service(
             cluster,
             names.service_nodes(name),
             names.COMPONENT_POSTGRES,
-            [_port("postgres", names.PORT_POSTGRES), _port(PORT_NAME_AGENT, names.PORT_AGENT)],
             selector=instances,
             clusterIP="None",
             # Instances find each other before they are ready: one is not until it follows another.
@@ -65,19 +47,17 @@ def services(cluster: PgCluster) -> list[Manifest]:
     ]
 
 
-def _service(
-    cluster: PgCluster, name: str, component: str, ports: list[Manifest], **spec: Any
-) -> Manifest:
-    return manifest(
-        cluster,
-        api_version="v1",
-        kind="Service",
-        name=name,
-        component=component,
-        spec={"type": "ClusterIP", "ports": ports, **spec},
-    )
-
-
-def _port(name: str, number: int) -> Manifest:
+def _service(cluster: PgCluster, name: str, component: str, **spec: Any) -> Manifest:
     # The protocol is part of the key by which server-side apply tells ports apart.
-    return {"name": name, "port": number, "targetPort": number, "protocol": "TCP"}
+    port = {
+        "name": "postgres",
+        "port": names.PORT_POSTGRES,
+        "targetPort": names.PORT_POSTGRES,
+        "protocol": "TCP",
+    }
+    return {
+        "apiVersion": "v1",
+        "kind": "Service",
+        "metadata": metadata(cluster, name, component),
+        "spec": {"type": "ClusterIP", "ports": [port], **spec},
+    }

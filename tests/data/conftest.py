@@ -27,22 +27,42 @@ def directory() -> Iterator[Path]:
     shutil.rmtree(path, ignore_errors=True)
 
 
-@pytest.fixture
-def primary(directory: Path) -> Iterator[Postgres]:
-    """A primary with what a cluster's primary has for its poolers."""
+@pytest.fixture(scope="session")
+def template() -> Iterator[Path]:
+    """A data directory with what a cluster's primary has for its poolers; made once, copied."""
     programs = binaries()
     if programs is None:
         pytest.fail("PostgreSQL is not installed: apt-get install postgresql")
-    server = Postgres(programs, directory / "primary", PRIMARY, free_port())
+    path = Path(tempfile.mkdtemp(prefix="pgc-"))
+    own(path)
+    server = Postgres(programs, path / "template", PRIMARY, free_port())
     try:
         server.initdb()
         server.start()
         server.query("CREATE ROLE pgcluster_pooler LOGIN PASSWORD 'auth-password ''\" of the test'")
         server.query(f"CREATE ROLE app LOGIN PASSWORD '{PASSWORD}'")
-        server.query("CREATE SCHEMA pgcluster")
-        server.query(roles._USER_LOOKUP)
-        server.query("GRANT USAGE ON SCHEMA pgcluster TO pgcluster_pooler")
+        # In template1 too: a pgbouncer before 1.19 asks the database that the client wants.
+        for database in ("postgres", "template1"):
+            server.query_in(database, "CREATE SCHEMA pgcluster")
+            server.query_in(database, roles._USER_LOOKUP)
+            server.query_in(database, "GRANT USAGE ON SCHEMA pgcluster TO pgcluster_pooler")
         server.query("CREATE DATABASE app OWNER app")
+        server.stop()
+        yield server.data
+    finally:
+        server.end()
+        shutil.rmtree(path, ignore_errors=True)
+
+
+@pytest.fixture
+def primary(template: Path, directory: Path) -> Iterator[Postgres]:
+    """A primary."""
+    programs = binaries()
+    assert programs
+    server = Postgres(programs, directory / "primary", PRIMARY, free_port())
+    try:
+        server.copy(template)
+        server.start()
         yield server
     finally:
         server.end()

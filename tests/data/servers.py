@@ -111,24 +111,28 @@ class Postgres:
         self.address = address
         self.port = port
         self._directory = directory
-        self._data = directory / "data"
+        self.data = directory / "data"
         self._process: Process | None = None
         directory.mkdir()
         own(directory)
 
     def initdb(self) -> None:
         """Make an empty cluster."""
-        self._run("initdb", "-D", self._data, "-U", "postgres", "--auth=trust", "--no-sync")
+        self._run("initdb", "-D", self.data, "-U", "postgres", "--auth=trust", "--no-sync")
         hba = (
             "local all all trust\nhost replication postgres 127.0.0.0/8 trust\n"
             "host all postgres 127.0.0.0/8 trust\nhost all all all scram-sha-256\n"
         )
-        (self._data / "pg_hba.conf").write_text(hba)
+        (self.data / "pg_hba.conf").write_text(hba)
+
+    def copy(self, data: Path) -> None:
+        """Start from the data directory of another one that is down."""
+        subprocess.run(as_user(["cp", "-a", data, self.data]), check=True, timeout=60, cwd="/")
 
     def clone(self, source: Postgres) -> None:
         """Make it a standby of `source`."""
         self._run(
-            *("pg_basebackup", "-D", self._data, "-R", "-X", "stream", "--checkpoint=fast"),
+            *("pg_basebackup", "-D", self.data, "-R", "-X", "stream", "--checkpoint=fast"),
             *("-h", source.address, "-p", str(source.port), "-U", "postgres"),
         )
 
@@ -150,7 +154,7 @@ class Postgres:
         }
         options = [word for key, value in settings.items() for word in ("-c", f"{key}={value}")]
         self._process = Process(
-            [self._programs / "postgres", "-D", self._data, *options], self._directory / "log"
+            [self._programs / "postgres", "-D", self.data, *options], self._directory / "log"
         )
 
     def answers(self) -> bool:
@@ -203,7 +207,7 @@ class Postgres:
 
     def promote(self) -> None:
         """Make a standby the primary, and wait until it is."""
-        self._run("pg_ctl", "promote", "-w", "-D", self._data)
+        self._run("pg_ctl", "promote", "-w", "-D", self.data)
 
     def end(self) -> None:
         """Leave nothing behind."""

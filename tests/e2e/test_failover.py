@@ -93,12 +93,8 @@ def test_a_promotion_becomes_an_event_of_kubernetes(shop: Cluster) -> None:
     assert rows, "repmgr has no event of the promotion"
 
     def told() -> bool:
-        texts = [
-            f"{event['reason']} {event['message']}"
-            for event in shop.kubectl.objects("events")
-            if event["involvedObject"]["name"] in ("shop", *shop.instances())
-        ]
-        return any("standby_promote" in text or "StandbyPromote" in text for text in texts)
+        texts = [f"{event['reason']} {event['message']}" for event in shop.events()]
+        return any("standby_promote" in text for text in texts)
 
     eventually(told, within=20, what="an Event that tells of the promotion")
 

@@ -5,7 +5,11 @@ from __future__ import annotations
 import json
 import logging
 import sys
+from contextvars import ContextVar
 from datetime import UTC, datetime
+
+# What the present task is about, such as "namespace/name": field `cluster` of each of its lines.
+about: ContextVar[str | None] = ContextVar("about", default=None)
 
 _STANDARD = frozenset(
     logging.LogRecord("", 0, "", 0, "", None, None).__dict__.keys() | {"message", "taskName"}
@@ -29,6 +33,8 @@ class JsonFormatter(logging.Formatter):
             **self._fields,
             "msg": record.getMessage(),
         }
+        if cluster := about.get():
+            line["cluster"] = cluster
         line |= {key: value for key, value in record.__dict__.items() if key not in _STANDARD}
         if record.exc_info:
             line["exception"] = self.formatException(record.exc_info)

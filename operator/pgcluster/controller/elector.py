@@ -24,6 +24,7 @@ NAME = "pgcluster-operator"
 DURATION_S = 15
 RENEW_DEADLINE_S = 10.0
 RETRY_S = 2.0
+_TRY_S = 5.0
 
 
 class Elector:
@@ -49,9 +50,7 @@ class Elector:
     @property
     def leads(self) -> bool:
         """Whether this replica may write."""
-        return (
-            self._renewed_at_s is not None and self._clock() - self._renewed_at_s < RENEW_DEADLINE_S
-        )
+        return self._left_s() > 0
 
     @property
     def watches(self) -> bool:
@@ -70,8 +69,9 @@ class Elector:
         """Renew until that fails for too long, or another took it; then return."""
         while True:
             await asyncio.sleep(RETRY_S)
-            renewed = await self._attempt()
-            if not renewed and (self._held_by_other() or not self.leads):
+            # No try goes on past the deadline: by then this replica must know that it lost.
+            renewed = await self._attempt(max(self._left_s(), 0.0))
+            if not renewed and (self._held_by_other() or self._left_s() <= RETRY_S):
                 log.error("this replica does not lead any more")
                 return
 
@@ -90,11 +90,16 @@ class Elector:
         except ApiError as error:
             log.warning("the leadership was not given up and has to expire: %s", error)
 
-    async def _attempt(self) -> bool:
-        """One try to take or renew the Lease, within a deadline of its own."""
+    def _left_s(self) -> float:
+        """How long until the deadline."""
+        renewed_at_s = self._renewed_at_s
+        return 0.0 if renewed_at_s is None else renewed_at_s + RENEW_DEADLINE_S - self._clock()
+
+    async def _attempt(self, within_s: float = _TRY_S) -> bool:
+        """One try to take or renew the Lease."""
         started_s = self._clock()
         try:
-            async with asyncio.timeout(RENEW_DEADLINE_S / 2):
+            async with asyncio.timeout(min(within_s, _TRY_S)):
                 held = await self._take_or_renew()
         except (ApiError, TimeoutError) as error:
             log.warning("the election's Lease: %s", error or "no answer in time")

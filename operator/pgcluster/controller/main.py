@@ -12,6 +12,7 @@ from typing import Any
 
 import kopf
 
+from pgcluster.api import logs
 from pgcluster.api.errors import FatalError, PgClusterError, RetryError
 from pgcluster.controller import handlers
 from pgcluster.controller.elector import DURATION_S, RENEW_DEADLINE_S, Elector
@@ -81,21 +82,26 @@ class Operator:
         serving = asyncio.create_task(self._watch(), name="kopf")
         stopping = asyncio.create_task(self._stop.wait(), name="stop")
         await asyncio.wait([hold, serving, stopping, *tasks], return_when=asyncio.FIRST_COMPLETED)
-        if hold.done():
+        lost = hold.done()
+        if lost:
             self._end_soon()
         self._stop.set()
-        for task in tasks:
+        for task in (hold, stopping, *tasks):
             task.cancel()
-        ended = await asyncio.gather(
-            asyncio.wait_for(serving, _STOP_GRACE_S), *tasks, return_exceptions=True
+        ended = await asyncio.gather(hold, *tasks, return_exceptions=True)
+        # From here on nothing is written: another replica need not wait for kopf's end.
+        await self._elector.release()
+        ended += await asyncio.gather(
+            asyncio.wait_for(serving, _STOP_GRACE_S), return_exceptions=True
         )
-        failed = hold.done()
-        hold.cancel()
-        for result in ended:
-            if isinstance(result, Exception) and not isinstance(result, TimeoutError):
-                log.error("this replica ends: %r", result, exc_info=result)
-                failed = True
-        if failed:
+        failures = [
+            result
+            for result in ended
+            if isinstance(result, Exception) and not isinstance(result, TimeoutError)
+        ]
+        for failure in failures:
+            log.error("this replica ends: %r", failure, exc_info=failure)
+        if lost or failures:
             raise FatalError("the operator cannot go on; another replica takes over")
 
     def _end_soon(self) -> None:
@@ -167,19 +173,19 @@ class Operator:
     async def _once(self, key: Key) -> None:
         started_s = time.monotonic()
         outcome = "error"
-        context = {"cluster": str(key)}
+        logs.about.set(str(key))
         try:
             result = await self._reconcile(key)
         except RetryError as error:
             outcome = "retry"
             delay_s = self._queue.add_failed(key)
-            log.info("again in %.1f s: %s", delay_s, error, extra=context)
+            log.info("again in %.1f s: %s", delay_s, error)
         except PgClusterError as error:
             delay_s = self._queue.add_failed(key)
-            log.warning("again in %.1f s: %s", delay_s, error, extra=context)
+            log.warning("again in %.1f s: %s", delay_s, error)
         except Exception:
             delay_s = self._queue.add_failed(key)
-            log.exception("unexpected, please report it; again in %.1f s", delay_s, extra=context)
+            log.exception("unexpected, please report it; again in %.1f s", delay_s)
         else:
             outcome = "gone" if result is None else result.outcome
             if result is None:

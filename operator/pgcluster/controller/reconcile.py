@@ -92,7 +92,7 @@ class Reconciler:
         if cluster is not None:
             outcome, again_s = await self._bring_in_line(observed, cluster, blocked)
         settled = await self._tell(observed, cluster, outcome)
-        if again_s is None and not settled:
+        if again_s is None and (outcome.blocked or not settled):
             again_s = _UNSETTLED_S
         return Result("blocked" if outcome.blocked else "done", again_s)
 
@@ -153,12 +153,21 @@ class Reconciler:
             await self._check_storage_class(cluster)
         for manifest in kept:
             await applier.create(manifest)
+        refused = []
         for manifest in manifests:
-            await applier.apply(manifest)
+            try:
+                await applier.apply(manifest)
+            except (Invalid, Forbidden) as error:
+                # One wrong field must not keep all the others from being brought in line.
+                refused.append(f"{manifest['kind']} {manifest['metadata']['name']}: {error}")
         await applier.delete_unwanted([*kept, *manifests])
         again_s = await self._repair_pools(observed, cluster, applier)
         await self._prune_poolers(observed)
         late = await self._replace_stuck(observed, live_set)
+        if refused:
+            raise BlockedError(
+                f"the API server refuses {'; '.join(refused)}", reason=conditions.API_REFUSED
+            )
         return replicas.refused or late, again_s
 
     def _images(self, observed: Observed, cluster: PgCluster) -> render_cluster.Images:

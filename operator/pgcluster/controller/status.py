@@ -206,7 +206,7 @@ class _Situation:
 
     def _without_primary(self) -> tuple[str, str]:
         doing = "; ".join(f"{m.pod}: {_doing(m)}" for m in self.members)
-        if not self.observed.system_identifier:
+        if self._new or not self.observed.system_identifier:
             return c.BOOTSTRAPPING, doing or "the pods are being created"
         if any(m.state == "promoting" for m in self.members) or (
             self.observed.holder and self.observed.primary is None

@@ -30,7 +30,12 @@ class ControlData:
     @property
     def was_primary(self) -> bool:
         """Whether the directory last ran as a primary."""
-        return not self.backup and self.state in ("in production", "shut down", "shutting down", "in crash recovery")
+        return not self.backup and self.state in (
+            "in production",
+            "shut down",
+            "shutting down",
+            "in crash recovery",
+        )
 
     @property
     def clean(self) -> bool:

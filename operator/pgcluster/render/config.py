@@ -22,7 +22,7 @@ def config_maps(cluster: PgCluster, *, system_identifier: str | None) -> list[Ma
             cluster,
             names.config_map(cluster.name),
             names.COMPONENT_POSTGRES,
-            {names.CONFIG_KEY: document.model_dump_json()},
+            {names.CONFIG_KEY: document.model_dump_json(indent=2) + "\n"},
         ),
         _config_map(
             cluster,

@@ -11,7 +11,7 @@ from pgcluster.render.metadata import Manifest, metadata, selector, template_met
 _GRACE_S = 60
 # Whose log `kubectl logs` shows.
 _DEFAULT_CONTAINER = "kubectl.kubernetes.io/default-container"
-# Measured at rest: 45 MiB at most, and less than a hundredth of a core.
+# The agent's share of the pod; requirement and limit of pgbouncer itself are the user's.
 _AGENT_RESOURCES: Manifest = {
     "requests": {"cpu": "10m", "memory": "64Mi"},
     "limits": {"memory": "256Mi"},

@@ -7,8 +7,9 @@ from collections.abc import Callable
 from urllib.parse import quote, quote_plus
 
 from pgcluster.api import names
-from pgcluster.api.models import PgCluster
+from pgcluster.api.models import PgCluster, users
 from pgcluster.render.metadata import Manifest, metadata
+from pgcluster.render.services import has_read_only_pool
 
 _BYTES = 24
 
@@ -30,36 +31,50 @@ def manifests(cluster: PgCluster, token: Callable[[], str] = _token) -> list[Man
 def application(cluster: PgCluster, password: str) -> dict[str, str]:
     """What an application needs to connect through the pool, in each form that one may want.
 
-    Without poolers it is the primary's own Service.
+    Where the spec names another Secret for the role, its password is not in here, for the two would
+    differ: the URIs then leave it to the client.
     """
-    pooled = cluster.spec.pgbouncer.instances > 0
-    service = names.service_pool if pooled else names.service_primary
     database = cluster.spec.application
-    host = f"{service(cluster.name)}.{cluster.namespace}.svc"
+    known = password if _is_ours(cluster, database.owner) else None
     port = str(names.PORT_POSTGRES)
+    host = _host(names.service_pool(cluster.name), cluster)
     made = {
         "username": database.owner,
-        "password": password,
         "host": host,
         "port": port,
         "dbname": database.name,
-        "pgpass": _pgpass(host, port, "*", database.owner, password),
-        **_uris("", host, port, database.name, database.owner, password),
+        **_uris("", host, port, database.name, database.owner, known),
     }
-    if pooled and cluster.spec.pgbouncer.read_only_pool:
+    if known is not None:
+        made["password"] = known
+        made["pgpass"] = _pgpass(host, port, "*", database.owner, known)
+    if has_read_only_pool(cluster):
         read_only = database.name + names.READ_ONLY_SUFFIX
-        host = f"{names.service_read_only(cluster.name)}.{cluster.namespace}.svc"
+        host = _host(names.service_read_only(cluster.name), cluster)
         made["ro-dbname"] = read_only
-        made |= _uris("ro-", host, port, read_only, database.owner, password)
+        made |= _uris("ro-", host, port, read_only, database.owner, known)
     return made
 
 
+def _is_ours(cluster: PgCluster, role: str) -> bool:
+    """Whether a role takes its password from Secret `<cluster>-app`."""
+    sources = {user.name: user.password_secret for user in users(cluster)}
+    source = sources.get(role)
+    return source is not None and source.name == names.secret_app(cluster.name)
+
+
+def _host(service: str, cluster: PgCluster) -> str:
+    return f"{service}.{cluster.namespace}.svc"
+
+
 def _uris(
-    prefix: str, host: str, port: str, database: str, user: str, password: str
+    prefix: str, host: str, port: str, database: str, user: str, password: str | None
 ) -> dict[str, str]:
-    login = f"{quote(user, safe='')}:{quote(password, safe='')}"
+    login, query = quote(user, safe=""), f"user={quote_plus(user)}"
+    if password is not None:
+        login += f":{quote(password, safe='')}"
+        query += f"&password={quote_plus(password)}"
     path = quote(database, safe="")
-    query = f"user={quote_plus(user)}&password={quote_plus(password)}"
     return {
         f"{prefix}uri": f"postgresql://{login}@{host}:{port}/{path}",
         f"{prefix}jdbc-uri": f"jdbc:postgresql://{host}:{port}/{path}?{query}",

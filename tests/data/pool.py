@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import itertools
 import json
 import re
 import signal
@@ -211,6 +212,8 @@ class Writers:
     """Clients that write one short transaction after the other, on connections that they keep."""
 
     uri: str
+    # pgbouncer before 1.21 does not know which server has which statement prepared.
+    prepared: bool = True
     count: int = 8
     succeeded_at: list[float] = field(default_factory=list)
     acknowledged: list[int] = field(default_factory=list)
@@ -229,14 +232,16 @@ class Writers:
     def gap_s(self) -> float:
         """The longest time without a success."""
         times = sorted(self.succeeded_at)
-        return max((b - a for a, b in zip(times, times[1:], strict=False)), default=0.0)
+        return max((b - a for a, b in itertools.pairwise(times)), default=0.0)
 
     async def _write(self) -> None:
         connection: psycopg.AsyncConnection | None = None
         while not self._stop:
             try:
                 if connection is None:
-                    connection = await psycopg.AsyncConnection.connect(self.uri, autocommit=True)
+                    connection = await psycopg.AsyncConnection.connect(
+                        self.uri, autocommit=True, prepare_threshold=5 if self.prepared else None
+                    )
                 self._next += 1
                 number = self._next
                 await connection.execute("INSERT INTO writes VALUES (%s)", (number,))

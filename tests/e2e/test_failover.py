@@ -42,6 +42,8 @@ def survive(
         f"{name}: longest gap of one writer", max(counted["longest_gap_per_writer_s"]), "s"
     )
     report.measured(f"{name}: errors of 8 writers", counted["errors"])
+    for text, count in counted["errors_by_text"].items():
+        report.measured(f"{name}: errors, {text[:90]}", count)
     report.measured(f"{name}: gap of the watcher", watcher.stats(seen)["longest_gap_s"], "s")
     watcher.assert_one_primary()
     slots = shop.psql(after, "SELECT slot_name, active FROM pg_replication_slots ORDER BY 1")

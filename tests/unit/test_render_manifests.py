@@ -54,7 +54,15 @@ EVERYTHING: Manifest = {
         "resources": {"limits": {"memory": "128Mi"}},
     },
     "scheduling": {
-        "affinity": {"nodeAffinity": {"requiredDuringSchedulingIgnoredDuringExecution": {}}},
+        "affinity": {
+            "nodeAffinity": {
+                "requiredDuringSchedulingIgnoredDuringExecution": {
+                    "nodeSelectorTerms": [
+                        {"matchExpressions": [{"key": "disk", "operator": "Exists"}]}
+                    ]
+                }
+            }
+        },
         "tolerations": [{"key": "database", "operator": "Exists"}],
         "topologySpreadConstraints": [
             {

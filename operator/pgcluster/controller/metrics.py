@@ -18,7 +18,8 @@ class Metrics:
     """All metrics of one operator process."""
 
     def __init__(self) -> None:
-        disable_created_metrics()  # else each counter and histogram has one more series
+        # Else each counter and histogram has one more series.
+        disable_created_metrics()  # type: ignore[no-untyped-call] # prometheus-client has it so
         self.registry = CollectorRegistry()
         ProcessCollector(registry=self.registry)
         self.requests = Counter(

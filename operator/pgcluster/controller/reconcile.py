@@ -7,28 +7,27 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
-from datetime import UTC, datetime
 
 import pydantic
 
 from pgcluster.api import conditions, names
 from pgcluster.api.errors import BlockedError, RetryError
-from pgcluster.api.models import FailoverRecord, PgCluster, to_config
+from pgcluster.api.models import PgCluster, to_config
 from pgcluster.api.validation import check
-from pgcluster.controller import events, pools, rollout, scale, status
+from pgcluster.controller import pools, rollout, scale, status
 from pgcluster.controller.apply import Applier
 from pgcluster.controller.metrics import Metrics
 from pgcluster.controller.observe import Key, Observed, observe
+from pgcluster.controller.prerequisites import Catalog, check_storage_class, images_of
+from pgcluster.controller.tell import tell
 from pgcluster.kube.client import KubeClient, Manifest
-from pgcluster.kube.errors import Conflict, Forbidden, Invalid, NotFound
+from pgcluster.kube.errors import Conflict, Forbidden, Invalid
 from pgcluster.kube.resources import (
     CONFIG_MAPS,
-    PGCLUSTERS,
     PODS,
     STATEFUL_SETS,
-    STORAGE_CLASSES,
 )
 from pgcluster.render import cluster as render_cluster
 from pgcluster.render import lease as render_lease
@@ -41,14 +40,6 @@ log = logging.getLogger(__name__)
 _UNSETTLED_S = 15.0
 # An agent writes the pools' section within moments of any change; the operator steps in after.
 _REPAIR_AFTER_S = 4.0
-
-
-@dataclass(frozen=True, slots=True)
-class Catalog:
-    """Images that the operator brings: PostgreSQL major → image, and that of the poolers."""
-
-    postgres: Mapping[str, str]
-    pgbouncer: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,7 +82,9 @@ class Reconciler:
         again_s = None
         if cluster is not None:
             outcome, again_s = await self._bring_in_line(observed, cluster, blocked)
-        settled = await self._tell(observed, cluster, outcome)
+        settled = await tell(
+            self._client, self._metrics, observed, cluster, outcome, identity=self._identity
+        )
         if again_s is None and (outcome.blocked or not settled):
             again_s = _UNSETTLED_S
         return Result("blocked" if outcome.blocked else "done", again_s)
@@ -110,7 +103,7 @@ class Reconciler:
         pending = None
         again_s = None
         try:
-            images = self._images(observed, cluster)
+            images = images_of(observed, cluster, self._catalog)
             if blocked is None and not cluster.spec.paused:
                 pending, again_s = await self._write(observed, cluster, images)
         except BlockedError as error:
@@ -150,7 +143,7 @@ class Reconciler:
         ]
         await applier.check([*kept, *manifests])
         if live_set is None:
-            await self._check_storage_class(cluster)
+            await check_storage_class(self._client, cluster)
         for manifest in kept:
             await applier.create(manifest)
         refused = []
@@ -169,54 +162,6 @@ class Reconciler:
                 f"the API server refuses {'; '.join(refused)}", reason=conditions.API_REFUSED
             )
         return replicas.refused or late, again_s
-
-    def _images(self, observed: Observed, cluster: PgCluster) -> render_cluster.Images:
-        """The image of a running cluster is pinned: an upgrade of the operator rolls nothing."""
-        known = status.known_status(observed)
-        bootstrapped = observed.system_identifier is not None
-        spec = cluster.spec
-        version = str(spec.postgres.version)
-        postgres = spec.image or (known.image if bootstrapped else None)
-        postgres = postgres or self._catalog.postgres.get(version)
-        if postgres is None:
-            majors = ", ".join(sorted(self._catalog.postgres)) or "none"
-            raise BlockedError(
-                f"spec.postgres.version: this operator brings no image of PostgreSQL {version}"
-                f" (it has: {majors}); choose one of these, or name an image in spec.image",
-                reason=conditions.INVALID_SPEC,
-            )
-        pgbouncer = spec.pgbouncer.image or (known.pgbouncer_image if bootstrapped else None)
-        return render_cluster.Images(
-            postgres=postgres, pgbouncer=pgbouncer or self._catalog.pgbouncer
-        )
-
-    async def _check_storage_class(self, cluster: PgCluster) -> None:
-        """BlockedError where the volumes could never be made."""
-        wanted = cluster.spec.storage.class_name
-        try:
-            classes, _ = await self._client.list(STORAGE_CLASSES)
-        except Forbidden:
-            # An operator for some namespaces only may lack the right to look; then the pod tells.
-            return
-        found = {item["metadata"]["name"]: item["metadata"] for item in classes}
-        if wanted is not None and wanted in found:
-            return
-        if wanted is None and any(
-            (metadata.get("annotations") or {}).get("storageclass.kubernetes.io/is-default-class")
-            == "true"
-            for metadata in found.values()
-        ):
-            return
-        names_found = ", ".join(sorted(found)) or "none"
-        trouble = (
-            f"spec.storage.className: StorageClass {wanted} does not exist"
-            if wanted
-            else "spec.storage.className is not set and no StorageClass is the default"
-        )
-        raise BlockedError(
-            f"{trouble}; choose one of those that exist ({names_found}), or make it",
-            reason=conditions.STORAGE_CLASS_MISSING,
-        )
 
     async def _repair_pools(
         self, observed: Observed, cluster: PgCluster, applier: Applier
@@ -282,61 +227,6 @@ class Reconciler:
             f"{', '.join(running)} still run with earlier settings; they take the new ones when"
             " their pods are deleted, the standbys first",
         )
-
-    # --- telling ------------------------------------------------------------------------------
-
-    async def _tell(
-        self, observed: Observed, cluster: PgCluster | None, outcome: status.Outcome
-    ) -> bool:
-        """Write the status where it differs; True where the cluster is as it should be."""
-        key = observed.key
-        now = datetime.now(UTC)
-        before = status.known_status(observed)
-        after = status.compute(observed, cluster, outcome, now=now.strftime("%Y-%m-%dT%H:%M:%SZ"))
-        ready = next(x for x in after.conditions if x.type == conditions.READY).status == "True"
-        self._metrics.ready.labels(namespace=key.namespace, name=key.name).set(ready)
-        if after == before:
-            return ready
-        for record in events.new_failovers(before, after):
-            self._metrics.failover(key.namespace, key.name, record.cause)
-        self._observe_phases(before.last_failover, after.last_failover)
-        await events.post(
-            self._client,
-            observed,
-            events.between(before, after),
-            reporter=self._identity,
-            now=now.strftime("%Y-%m-%dT%H:%M:%S.%fZ"),
-        )
-        document = after.model_dump(mode="json", by_alias=True, exclude_none=True)
-        manifest = {
-            "metadata": {"name": key.name, "namespace": key.namespace, "uid": observed.uid},
-            "status": document,
-        }
-        try:
-            await self._client.apply(
-                PGCLUSTERS, manifest, manager=names.MANAGER_STATUS, subresource="status"
-            )
-        except (NotFound, Conflict):
-            # Deleted meanwhile; one of the same name is another one.
-            return ready
-        log.info(
-            "status: %s, primary %s, %s of %s instances ready",
-            after.summary,
-            after.primary,
-            after.ready_instances,
-            after.instances,
-        )
-        return ready
-
-    def _observe_phases(self, before: FailoverRecord | None, after: FailoverRecord | None) -> None:
-        """Each phase counts once, when it is first known."""
-        if after is None:
-            return
-        known = before if before is not None and before.epoch == after.epoch else None
-        for phase in ("gate", "promoted", "config", "reloaded", "resumed", "first_transaction"):
-            ms = getattr(after, f"{phase}_ms")
-            if ms is not None and (known is None or getattr(known, f"{phase}_ms") is None):
-                self._metrics.failover_seconds.labels(phase=phase).observe(ms / 1000)
 
 
 def _parse(observed: Observed) -> tuple[PgCluster | None, tuple[str, str] | None]:

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import pgcluster
 from pgcluster.api import names
 from pgcluster.api.errors import FatalError
-from pgcluster.controller.reconcile import Catalog
+from pgcluster.controller.prerequisites import Catalog
 
 
 @dataclass(frozen=True, slots=True)

@@ -67,7 +67,7 @@ def compute(
         primary=primary.name if primary else None,
         timeline=report.timeline if report else known.timeline,
         system_identifier=observed.system_identifier,
-        epoch=observed.epoch if observed.lease else known.epoch,
+        epoch=observed.epoch if observed.lease else known.epoch or 0,
         instances=len(members),
         ready_instances=sum(member.ready for member in members),
         selector=f"{names.LABEL_CLUSTER}={observed.key.name},"

@@ -146,10 +146,15 @@ class Promotion:
         if known is not None and known.config is None:
             self._standing.promotion = known.model_copy(update={"config": utc_now()})
 
-    async def ask(self, holder: str) -> bool:
-        """Whether the Lease's holder answers as a primary, asked now by its pod's address."""
+    async def ask(self, holder: str, *, settled: bool = False) -> bool:
+        """Whether the Lease's holder answers as a primary, asked now by its pod's address.
+
+        `settled`: and can be rejoined (postgres/local.py says what that takes).
+        """
         address = self._members.addresses().get(holder)
-        serves = address is not None and await serves_as_primary(render_repmgr.conninfo(address))
+        serves = address is not None and await serves_as_primary(
+            render_repmgr.conninfo(address), settled=settled
+        )
         self._answer = (holder, monotonic_s(), serves)
         return serves
 

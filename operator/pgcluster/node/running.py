@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 
 from pgcluster.node.clock import monotonic_s
@@ -33,6 +34,8 @@ class Running:
         self._holding_since_s: float | None = None
         self._adrift_since_s: float | None = None
         self._followed_s = 0.0
+        self._settled_epoch: int | None = None
+        self._settling: asyncio.Task[None] | None = None
 
     async def cycle(self) -> float:
         """Look, decide, do one thing; returns the seconds until the next look."""
@@ -71,6 +74,10 @@ class Running:
         if instance.promotion.note(observed):
             duties.forget()
         await instance.point_pools()
+        if self._settled_epoch != instance.lease.epoch:
+            # Not waited for: with large buffers it takes minutes.
+            self._settling = asyncio.create_task(instance.server.settle(), name="settle")
+            self._settled_epoch = instance.lease.epoch
         await duties.claim_label()
         await duties.ensure_roles()
         instance.standing.failed_objects = duties.failed_objects

@@ -26,6 +26,7 @@ from pgcluster.render import repmgr as render_repmgr
 log = logging.getLogger(__name__)
 
 _POLL_S = 0.02
+_CHECKPOINT_S = 3600.0
 # A fast shutdown writes a checkpoint, which takes as long as there are dirty buffers.
 _FAST_STOP_S = 90.0
 _IMMEDIATE_STOP_S = 2.0
@@ -147,6 +148,19 @@ class Server:
         except RetryError as error:
             # It goes on by itself after our deadline, and the shutdown makes its own.
             log.info("the checkpoint before the stop was not waited for: %s", error)
+
+    async def settle(self) -> None:
+        """Let the control file know of a new timeline, for pg_rewind and for `cluster show`.
+
+        The checkpoint that a promotion asks for by itself takes its time.
+        """
+        patient = LocalPostgres(deadline_s=_CHECKPOINT_S)
+        try:
+            await patient.query("CHECKPOINT")
+        except RetryError as error:
+            log.warning("the checkpoint after the promotion failed: %s", error)
+        finally:
+            await patient.close()
 
     def reload(self) -> None:
         """Make postgres read its configuration again."""

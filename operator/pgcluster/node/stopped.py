@@ -120,7 +120,7 @@ class Stopped:
         if lease is None or holding:
             return facts
         if lease.held_by_other(instance.me, facts.now_s):
-            serves = await instance.promotion.ask(lease.record.holder)
+            serves = await instance.promotion.ask(lease.record.holder, settled=control is not None)
             return replace(facts, holder_serves=serves)
         return replace(facts, peers=await instance.members.candidates(), now_s=monotonic_s())
 

@@ -30,6 +30,7 @@ from pgcluster.pooler.decide import (
     Resume,
     acceptable,
     decide,
+    differences,
     read_write,
     readiness,
 )
@@ -175,7 +176,9 @@ class Agent:
             actions = decide(facts)
             for action in actions:
                 await self._do(action)
-            if not actions and facts.databases is not None:
+            if facts.databases is None:
+                self._housekeeping.prepare(self._observed.settings)
+            elif not actions:
                 await self._housekeeping.keep(self._observed.settings)
             self._tell(facts)
         except PgClusterError as error:
@@ -270,7 +273,7 @@ class Agent:
         self._metrics.paused.set(paused)
         self._metrics.epoch.set(header.epoch if header else 0)
         self._metrics.primary_up.set(facts.probe.state == "primary")
-        in_force = self._applied is not None and facts.databases is not None
+        in_force = facts.databases is not None and not differences(facts)
         self._reporter.current = PoolerReport(
             pod=self._settings.pod,
             ready=self._ready[0],

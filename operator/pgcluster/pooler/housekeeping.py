@@ -34,6 +34,16 @@ class Housekeeping:
         self.settings_hash: str | None = None
         self.version: str | None = None
 
+    def prepare(self, wanted: str | None) -> None:
+        """While pgbouncer is down: it may be down because of its settings, and starts with these.
+
+        They are verified when it answers again.
+        """
+        self._checked = self.version = None
+        if wanted is not None and wanted != self._files.settings():
+            self._files.write_settings(wanted)
+            log.info("settings written for the next start of pgbouncer")
+
     async def keep(self, wanted: str | None) -> None:
         """One round."""
         if self.version is None:

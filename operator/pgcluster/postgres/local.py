@@ -67,8 +67,9 @@ def socket_conninfo(database: str) -> str:
 class LocalPostgres:
     """A connection to the local server that is opened when needed and dropped on any doubt."""
 
-    def __init__(self, database: str = "postgres") -> None:
+    def __init__(self, database: str = "postgres", *, deadline_s: float = _DEADLINE_S) -> None:
         self._database = database
+        self._deadline_s = deadline_s
         self._connection: psycopg.AsyncConnection[dict[str, Any]] | None = None
         self._lock = asyncio.Lock()
 
@@ -81,7 +82,7 @@ class LocalPostgres:
         """Run one statement; RetryError where its answer cannot be had."""
         async with self._lock:
             try:
-                async with asyncio.timeout(_DEADLINE_S):
+                async with asyncio.timeout(self._deadline_s):
                     connection = await self._connected()
                     cursor = await connection.execute(statement, values or None)
                     return await cursor.fetchall() if cursor.description else []
@@ -131,14 +132,28 @@ def _sentence(error: BaseException) -> str:
     return lines[0] if lines else type(error).__name__
 
 
-async def serves_as_primary(conninfo: str, *, deadline_s: float = 2.5) -> bool:
-    """Whether another instance answers, and is not in recovery."""
+# Until its first checkpoint on a new timeline a primary's control file names the old one, and
+# pg_rewind, which reads that, would find nothing to do.
+_SERVES: LiteralString = "SELECT NOT pg_is_in_recovery()"
+_SERVES_AND_IS_SETTLED: LiteralString = """
+SELECT CASE WHEN pg_is_in_recovery() THEN false
+       ELSE left(pg_walfile_name(pg_current_wal_lsn()), 8)
+            = lpad(upper(to_hex((pg_control_checkpoint()).timeline_id)), 8, '0')
+       END
+"""
+
+
+async def serves_as_primary(
+    conninfo: str, *, settled: bool = False, deadline_s: float = 2.5
+) -> bool:
+    """Whether another instance answers and is not in recovery; with `settled`, whether its control
+    file knows of its timeline too."""
     try:
         async with (
             asyncio.timeout(deadline_s),
             await psycopg.AsyncConnection.connect(conninfo, autocommit=True) as connection,
         ):
-            cursor = await connection.execute("SELECT NOT pg_is_in_recovery()")
+            cursor = await connection.execute(_SERVES_AND_IS_SETTLED if settled else _SERVES)
             row = await cursor.fetchone()
             return bool(row and row[0])
     except (psycopg.Error, OSError, TimeoutError):

@@ -156,7 +156,7 @@ def parse_section(text: str) -> Section:
         if not equals or not (name == FALLBACK or _NAME.fullmatch(name)):
             raise ValueError(f"not an entry of a database: {line!r}")
         entries.append(_parse_entry(name, rest))
-    if not any(entry.name == FALLBACK for entry in entries):
+    if not text.endswith("\n") or not any(entry.name == FALLBACK for entry in entries):
         # It is written last, so a file that was cut off lacks it.
         raise ValueError("the databases section is incomplete: it has no fallback entry")
     return Section(parse_header(text), tuple(entries))

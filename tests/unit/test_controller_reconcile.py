@@ -1,0 +1,405 @@
+"""The reconciliation against an API in memory: what it writes, what it leaves alone."""
+
+from __future__ import annotations
+
+import contextlib
+from typing import Any, cast
+
+import pytest
+
+from pgcluster.api import names
+from pgcluster.api.errors import PgClusterError
+from pgcluster.api.reports import InstanceReport, PoolerReport
+from pgcluster.controller.metrics import Metrics
+from pgcluster.controller.observe import Key
+from pgcluster.controller.prerequisites import Catalog
+from pgcluster.controller.reconcile import Reconciler
+from pgcluster.kube.client import KubeClient
+from pgcluster.kube.resources import (
+    CONFIG_MAPS,
+    DEPLOYMENTS,
+    LEASES,
+    PGCLUSTERS,
+    PODS,
+    SECRETS,
+    SERVICES,
+    STATEFUL_SETS,
+    STORAGE_CLASSES,
+)
+from pgcluster.render.pgbouncer import parse_header
+from tests.unit.fakekube import FakeKube
+
+SHOP = Key("test", "shop")
+CATALOG = Catalog(postgres={"17": "pg:17"}, pgbouncer="pgb:1")
+
+
+class Clock:
+    """A clock that stands still until it is told otherwise."""
+
+    now_s = 1000.0
+
+    def __call__(self) -> float:
+        return self.now_s
+
+
+@pytest.fixture
+def kube() -> FakeKube:
+    """A cluster with a default StorageClass and the PgCluster `shop`."""
+    kube = FakeKube()
+    default = {"storageclass.kubernetes.io/is-default-class": "true"}
+    kube.put(STORAGE_CLASSES, {"metadata": {"name": "standard", "annotations": default}})
+    want(kube)
+    return kube
+
+
+def want(kube: FakeKube, name: str = "shop", **spec: Any) -> None:
+    """Apply a PgCluster as a user would."""
+    body = {"instances": 2, "storage": {"size": "1Gi"}, "pgbouncer": {"instances": 1}, **spec}
+    known = kube.find(PGCLUSTERS, name) or {}
+    metadata = {"name": name, "namespace": "test", **known.get("metadata", {})}
+    metadata["generation"] = metadata.get("generation", 0) + 1
+    status = {"status": known["status"]} if "status" in known else {}
+    kube.put(PGCLUSTERS, {"metadata": metadata, "spec": body, **status})
+
+
+def reconciler(kube: FakeKube, clock: Clock | None = None) -> Reconciler:
+    """A new operator: nothing is remembered."""
+    client = cast(KubeClient, kube)
+    return Reconciler(client, Metrics(), CATALOG, identity="test", clock=clock or Clock())
+
+
+async def reconcile(kube: FakeKube, key: Key = SHOP) -> list[str]:
+    """One reconciliation by a new operator; the writes that it took."""
+    before = len(kube.writes)
+    await reconciler(kube)(key)
+    return kube.writes[before:]
+
+
+def run(kube: FakeKube, *, primary: str = "shop-0", epoch: int = 1, instances: int = 2) -> None:
+    """Let instances and one pooler run, as the kubelet and the agents would have it."""
+    lease = kube.find(LEASES, "shop-primary")
+    assert lease is not None
+    lease["spec"] = {"holderIdentity": primary, "leaseTransitions": epoch}
+    lease["metadata"].setdefault("annotations", {})[names.ANNOTATION_SYSTEM_ID] = "77"
+    for ordinal in range(instances):
+        name = f"shop-{ordinal}"
+        report = InstanceReport(
+            pod=name,
+            state="running",
+            role="primary" if name == primary else "standby",
+            ready=True,
+            timeline=epoch,
+        )
+        note = {names.ANNOTATION_INSTANCE: report.model_dump_json()}
+        kube.put(PODS, pod(name, names.COMPONENT_POSTGRES, f"10.0.0.{ordinal}", note))
+    kube.put(PODS, pod("pool-1", names.COMPONENT_PGBOUNCER, "10.0.1.1", {}))
+    reports = kube.find(CONFIG_MAPS, "shop-poolers")
+    assert reports is not None
+    told = PoolerReport(pod="pool-1", ready=True, primary=primary, epoch=epoch)
+    reports.setdefault("data", {})["pool-1"] = told.model_dump_json()
+
+
+def pod(name: str, component: str, address: str, annotations: dict[str, str]) -> dict[str, Any]:
+    return {
+        "metadata": {
+            "name": name,
+            "namespace": "test",
+            "labels": {names.LABEL_CLUSTER: "shop", names.LABEL_COMPONENT: component},
+            "annotations": annotations,
+        },
+        "spec": {"nodeName": "worker"},
+        "status": {
+            "podIP": address,
+            "conditions": [{"type": "Ready", "status": "True"}],
+            "containerStatuses": [{"name": "main", "state": {"running": {}}}],
+        },
+    }
+
+
+def condition(kube: FakeKube, kind: str, name: str = "shop") -> dict[str, Any]:
+    body = kube.find(PGCLUSTERS, name)
+    assert body is not None
+    return next(x for x in body["status"]["conditions"] if x["type"] == kind)
+
+
+async def ready_cluster(kube: FakeKube) -> None:
+    await reconcile(kube)
+    run(kube)
+    clock = Clock()
+    operator = reconciler(kube, clock)
+    await operator(SHOP)
+    clock.now_s += 10
+    await operator(SHOP)
+    assert condition(kube, "Ready")["status"] == "True"
+
+
+# --- the ordinary life ------------------------------------------------------------------------
+async def test_a_second_look_writes_nothing(kube: FakeKube) -> None:
+    first = await reconcile(kube)
+    assert any("statefulsets/shop" in write for write in first)
+    assert await reconcile(kube) == []
+
+
+async def test_a_cluster_at_rest_costs_no_write_after_a_restart_of_the_operator(
+    kube: FakeKube,
+) -> None:
+    await ready_cluster(kube)
+    assert await reconcile(kube) == []
+    assert kube.find(PGCLUSTERS, "shop")["status"]["primary"] == "shop-0"  # type: ignore[index]
+
+
+async def test_nothing_but_the_status_of_the_pgcluster_is_ever_written(kube: FakeKube) -> None:
+    await ready_cluster(kube)
+    touched = {write for write in kube.writes if "pgclusters/" in write}
+    assert touched == {"apply/status pgclusters/shop"}
+
+
+async def test_it_ends_the_same_wherever_it_is_cut_off(kube: FakeKube) -> None:
+    whole = FakeKube()
+    whole.objects.update(kube.objects)
+    writes = await reconcile(whole)
+    for number in range(len(writes)):
+        cut = FakeKube()
+        cut.objects.update(kube.objects)
+        cut.dies_after = number
+        with contextlib.suppress(PgClusterError):
+            await reconciler(cut)(SHOP)
+        cut.dies_after = None
+        await reconcile(cut)
+        assert await reconcile(cut) == [], f"cut off after write {number}"
+        assert cut.names("events") == whole.names("events"), f"cut off after write {number}"
+
+
+async def test_passwords_are_made_once(kube: FakeKube) -> None:
+    await reconcile(kube)
+    before = kube.find(SECRETS, "shop-app")
+    await reconcile(kube)
+    assert kube.find(SECRETS, "shop-app") == before
+    del kube.objects["secrets", "test", "shop-repmgr"]
+    assert await reconcile(kube) == ["create secrets/shop-repmgr"]
+
+
+async def test_drift_is_repaired_and_what_others_added_is_left(kube: FakeKube) -> None:
+    await reconcile(kube)
+    service = kube.find(SERVICES, "shop")
+    assert service is not None
+    service["metadata"]["labels"]["theirs"] = "1"
+    service["spec"]["clusterIP"] = "10.96.0.7"
+    assert await reconcile(kube) == []
+    service["spec"]["ports"][0]["port"] = 1
+    assert await reconcile(kube) == ["apply services/shop"]
+    repaired = kube.find(SERVICES, "shop")
+    assert repaired is not None
+    assert repaired["spec"]["ports"][0]["port"] == names.PORT_PGBOUNCER
+    assert repaired["metadata"]["labels"]["theirs"] == "1"
+
+
+async def test_what_is_not_wanted_any_more_is_deleted(kube: FakeKube) -> None:
+    await reconcile(kube)
+    assert kube.find(DEPLOYMENTS, "shop-pgbouncer")
+    want(kube, pgbouncer={"instances": 0})
+    writes = await reconcile(kube)
+    assert "delete deployments/shop-pgbouncer" in writes
+    assert kube.find(STATEFUL_SETS, "shop")
+    assert await reconcile(kube) == []
+
+
+async def test_a_deleted_cluster_is_left_to_the_garbage_collector(kube: FakeKube) -> None:
+    await reconcile(kube)
+    body = kube.find(PGCLUSTERS, "shop")
+    assert body is not None
+    body["metadata"]["deletionTimestamp"] = "2026-05-01T10:00:00Z"
+    del kube.objects["services", "test", "shop"]
+    assert await reconcile(kube) == []
+    del kube.objects["pgclusters", "test", "shop"]
+    assert await reconciler(kube)(SHOP) is None
+
+
+async def test_a_lost_lease_comes_back_with_what_is_known_of_the_data(kube: FakeKube) -> None:
+    await ready_cluster(kube)
+    del kube.objects["leases", "test", "shop-primary"]
+    await reconcile(kube)
+    lease = kube.find(LEASES, "shop-primary")
+    assert lease is not None
+    assert lease["metadata"]["annotations"][names.ANNOTATION_SYSTEM_ID] == "77"
+    assert lease["spec"].get("holderIdentity", "") == ""
+    assert lease["spec"]["leaseTransitions"] == 1, "poolers never go back to an earlier epoch"
+
+
+async def test_paused_nothing_is_written_but_the_status(kube: FakeKube) -> None:
+    await ready_cluster(kube)
+    want(kube, paused=True)
+    del kube.objects["services", "test", "shop"]
+    assert await reconcile(kube) == ["apply/status pgclusters/shop"]
+
+
+# --- what cannot be -----------------------------------------------------------------------------
+async def test_a_name_that_belongs_to_another_cluster_blocks_before_any_write(
+    kube: FakeKube,
+) -> None:
+    await reconcile(kube)
+    want(kube, name="shop-ro")
+    before = dict(kube.objects)
+    writes = await reconcile(kube, Key("test", "shop-ro"))
+    assert {write for write in writes if "events/" not in write} == {
+        "apply/status pgclusters/shop-ro"
+    }
+    assert all(kube.objects[path] == before[path] for path in before if path[2] != "shop-ro")
+    told = condition(kube, "Stalled", "shop-ro")
+    assert (told["status"], told["reason"]) == ("True", "NameConflict")
+    assert "PgCluster shop" in told["message"]
+
+
+@pytest.mark.parametrize("name", ["shop-1", "shop-1-1"])
+async def test_names_that_only_look_alike_do_not_conflict(kube: FakeKube, name: str) -> None:
+    await reconcile(kube)
+    want(kube, name=name)
+    before = {path: item for path, item in kube.objects.items() if path[2].startswith("shop")}
+    await reconcile(kube, Key("test", name))
+    assert condition(kube, "Stalled", name)["status"] == "False"
+    assert await reconcile(kube) == []
+    assert all(kube.objects[path] == before[path] for path in before if path[2] != name)
+
+
+async def test_what_an_earlier_cluster_of_the_name_left_is_waited_for(kube: FakeKube) -> None:
+    await reconcile(kube)
+    del kube.objects["pgclusters", "test", "shop"]
+    want(kube)
+    with pytest.raises(PgClusterError, match="still being removed"):
+        await reconcile(kube)
+
+
+@pytest.mark.parametrize(
+    ("spec", "reason", "words"),
+    [
+        ({"storage": {"size": "1Gi", "className": "none-such"}}, "StorageClassMissing", "standard"),
+        ({"postgres": {"version": 16}}, "InvalidSpec", "it has: 17"),
+        ({"postgres": {"parameters": {"archive_mode": "off"}}}, "InvalidSpec", "archive_mode"),
+        ({"instances": "three"}, "InvalidSpec", "instances"),
+    ],
+)
+async def test_a_spec_that_cannot_be_acted_on_is_told_and_makes_nothing(
+    kube: FakeKube, spec: dict[str, Any], reason: str, words: str
+) -> None:
+    want(kube, **spec)
+    await reconcile(kube)
+    assert kube.names("events") == ["pgclusters/shop", "storageclasses/standard"]
+    told = condition(kube, "Ready")
+    assert (told["status"], told["reason"]) == ("False", reason)
+    assert words in told["message"]
+    assert await reconcile(kube) == []
+
+
+# --- instances and pools ------------------------------------------------------------------------
+async def test_the_primary_is_not_scaled_away(kube: FakeKube) -> None:
+    want(kube, instances=3)
+    await reconcile(kube)
+    run(kube, primary="shop-2", instances=3)
+    await reconcile(kube)
+    want(kube, instances=1)
+    await reconcile(kube)
+    stateful_set = kube.find(STATEFUL_SETS, "shop")
+    assert stateful_set is not None
+    assert stateful_set["spec"]["replicas"] == 3
+    assert "shop-2" in condition(kube, "Progressing")["message"]
+    run(kube, primary="shop-0", epoch=2, instances=3)
+    await reconcile(kube)
+    assert kube.find(STATEFUL_SETS, "shop")["spec"]["replicas"] == 1  # type: ignore[index]
+
+
+async def test_a_running_cluster_keeps_its_image(kube: FakeKube) -> None:
+    await ready_cluster(kube)
+    newer = Catalog(postgres={"17": "pg:17-next"}, pgbouncer="pgb:2")
+    await Reconciler(cast(KubeClient, kube), Metrics(), newer, identity="next")(SHOP)
+    assert kube.find(PGCLUSTERS, "shop")["status"]["image"] == "pg:17"  # type: ignore[index]
+    assert await reconcile(kube) == []
+
+
+async def test_a_volume_that_shall_grow_leaves_the_fixed_template_alone(kube: FakeKube) -> None:
+    await reconcile(kube)
+    want(kube, storage={"size": "2Gi"})
+    await reconcile(kube)
+    stateful_set = kube.find(STATEFUL_SETS, "shop")
+    assert stateful_set is not None
+    claim = stateful_set["spec"]["volumeClaimTemplates"][0]
+    assert claim["spec"]["resources"]["requests"]["storage"] == "1Gi"
+
+
+def section(kube: FakeKube) -> str:
+    found = kube.find(CONFIG_MAPS, "shop-pgbouncer")
+    assert found is not None
+    return str(found["data"][names.DATABASES_KEY])
+
+
+async def test_the_pools_section_is_there_before_a_primary_and_then_names_it(
+    kube: FakeKube,
+) -> None:
+    await reconcile(kube)
+    assert parse_header(section(kube)) is None
+    await ready_cluster(kube)
+    header = parse_header(section(kube))
+    assert header is not None
+    assert (header.primary, header.epoch) == ("shop-0", 1)
+
+
+async def test_a_wrong_section_is_repaired_but_the_agent_gets_its_chance_first(
+    kube: FakeKube,
+) -> None:
+    await ready_cluster(kube)
+    right = section(kube)
+    kube.find(CONFIG_MAPS, "shop-pgbouncer")["data"][names.DATABASES_KEY] = "[databases]\n"  # type: ignore[index]
+    clock = Clock()
+    operator = reconciler(kube, clock)
+    result = await operator(SHOP)
+    assert section(kube) != right
+    assert result is not None
+    assert result.again_s is not None
+    assert result.again_s < 10
+    clock.now_s += 10
+    await operator(SHOP)
+    assert section(kube) == right
+
+
+async def test_a_section_of_a_later_epoch_is_left_alone(kube: FakeKube) -> None:
+    await ready_cluster(kube)
+    later = '; pgcluster {"primary": "shop-1", "epoch": 9, "timeline": 9}\n[databases]\n'
+    kube.find(CONFIG_MAPS, "shop-pgbouncer")["data"][names.DATABASES_KEY] = later  # type: ignore[index]
+    clock = Clock()
+    operator = reconciler(kube, clock)
+    for _ in range(2):
+        await operator(SHOP)
+        clock.now_s += 10
+    assert section(kube) == later
+
+
+async def test_without_a_primary_the_section_stays(kube: FakeKube) -> None:
+    await ready_cluster(kube)
+    before = section(kube)
+    kube.find(LEASES, "shop-primary")["spec"]["holderIdentity"] = ""  # type: ignore[index]
+    await reconcile(kube)
+    assert section(kube) == before
+    assert condition(kube, "Ready")["reason"] == "NoPrimary"
+
+
+async def test_reports_of_poolers_that_are_gone_are_dropped(kube: FakeKube) -> None:
+    await ready_cluster(kube)
+    del kube.objects["pods", "test", "pool-1"]
+    writes = await reconcile(kube)
+    assert "patch configmaps/shop-poolers" in writes
+    assert "pool-1" not in kube.find(CONFIG_MAPS, "shop-poolers")["data"]  # type: ignore[index]
+
+
+async def test_a_stuck_pod_of_an_earlier_template_is_replaced(kube: FakeKube) -> None:
+    await reconcile(kube)
+    stateful_set = kube.find(STATEFUL_SETS, "shop")
+    assert stateful_set is not None
+    generation = stateful_set["metadata"]["generation"]
+    stateful_set["status"] = {"updateRevision": "new", "observedGeneration": generation}
+    for ordinal, reason in enumerate(("ImagePullBackOff", "ContainerCreating")):
+        made = pod(f"shop-{ordinal}", names.COMPONENT_POSTGRES, "", {})
+        made["metadata"]["labels"]["controller-revision-hash"] = "old"
+        waiting = {"name": "postgres", "state": {"waiting": {"reason": reason}}}
+        made["status"] = {"containerStatuses": [waiting]}
+        kube.put(PODS, made)
+    writes = await reconcile(kube)
+    assert [write for write in writes if write.startswith("delete")] == ["delete pods/shop-0"]

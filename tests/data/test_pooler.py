@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import signal
 import time
 from collections.abc import AsyncIterator
 
@@ -269,6 +270,32 @@ def test_pgbouncer_started_anew_is_brought_into_line(pool: Pool, primary: Postgr
     eventually(lambda: "app" in pool.paused(), within=5, what=pool.agent_log())
     primary.start()
     eventually(lambda: not _rw(pool) and pool.report()["ready"], within=5, what=pool.agent_log())
+
+
+def test_a_pgbouncer_that_is_told_to_end_is_not_held_up_by_its_agent(
+    pool: Pool, primary: Postgres, standby: Postgres
+) -> None:
+    """Since 1.23 it serves its clients until they leave, and has to follow the primary so long."""
+    if pool.version < (1, 23):
+        pytest.skip("ends at once")
+    running(pool, primary, standby)
+    assert pool.pgbouncer
+    with pool.connect() as last:
+        last.execute("SELECT 1")
+        pool.pgbouncer.signal(signal.SIGTERM)
+        time.sleep(1.5)
+        assert last.execute("SELECT inet_server_addr()::text").fetchone() == (
+            f"{primary.address}/32",
+        )
+        primary.crash()
+        standby.promote()
+        pool.point_at(standby, (), epoch=2, name="shop-1")
+        eventually(lambda: pool.report()["epoch"] == 2, within=5, what=pool.agent_log())
+        assert last.execute("SELECT inet_server_addr()::text").fetchone() == (
+            f"{standby.address}/32",
+        )
+    assert pool.pgbouncer.wait(5) == 0
+    assert "PAUSE" not in pool.commands()
 
 
 def test_any_role_can_log_in_and_any_database_is_reached(pool: Pool, primary: Postgres) -> None:

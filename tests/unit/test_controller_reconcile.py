@@ -21,6 +21,7 @@ from pgcluster.kube.resources import (
     LEASES,
     PGCLUSTERS,
     PODS,
+    PVCS,
     SECRETS,
     SERVICES,
     STATEFUL_SETS,
@@ -403,3 +404,21 @@ async def test_a_stuck_pod_of_an_earlier_template_is_replaced(kube: FakeKube) ->
         kube.put(PODS, made)
     writes = await reconcile(kube)
     assert [write for write in writes if write.startswith("delete")] == ["delete pods/shop-0"]
+
+
+async def test_a_volume_that_shall_grow_grows_by_its_claim(kube: FakeKube) -> None:
+    await reconcile(kube)
+    for name, size in (("data-shop-0", "1Gi"), ("data-shop-1", "3Gi"), ("data-shop-x-0", "1Gi")):
+        labels = {names.LABEL_CLUSTER: "shop"}
+        requests = {"resources": {"requests": {"storage": size}}}
+        metadata = {"name": name, "namespace": "test", "labels": labels}
+        kube.put(PVCS, {"metadata": metadata, "spec": requests})
+    want(kube, storage={"size": "2Gi"})
+    writes = await reconcile(kube)
+    assert [write for write in writes if "claims/" in write] == [
+        "patch persistentvolumeclaims/data-shop-0"
+    ]
+    claim = kube.find(PVCS, "data-shop-0")
+    assert claim is not None
+    assert claim["spec"]["resources"]["requests"]["storage"] == "2Gi"
+    assert await reconcile(kube) == []

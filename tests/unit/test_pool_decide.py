@@ -135,7 +135,7 @@ def test_no_primary_known_means_waiting() -> None:
     actions = decide(facts(applied=none, wanted=none, lease=Lease(), probe=Probe()))
     assert actions == [
         Pause(READ_WRITE, "no primary is known"),
-        Pause(READ_ONLY, "there is no standby to read"),
+        Pause(READ_ONLY, "there is no standby to read", read_only=True),
     ]
 
 
@@ -212,10 +212,12 @@ def test_a_change_of_standbys_alone_lets_nobody_wait() -> None:
     (apply,) = decide(facts(wanted=new))
     assert isinstance(apply, Apply)
     assert decide(facts(wanted=new, applied=new)) == [
-        Pause(READ_ONLY, "there is no standby to read")
+        Pause(READ_ONLY, "there is no standby to read", read_only=True)
     ]
     assert decide(facts(wanted=new, applied=new, paused=READ_ONLY)) == []
-    assert decide(facts(paused=READ_ONLY)) == [Resume(READ_ONLY, "there are standbys to read")]
+    assert decide(facts(paused=READ_ONLY)) == [
+        Resume(READ_ONLY, "there are standbys to read", read_only=True)
+    ]
 
 
 def test_readers_go_on_while_the_primary_is_lost() -> None:
@@ -271,6 +273,16 @@ def test_a_pgbouncer_that_is_down_gets_its_file_and_nothing_else() -> None:
     (apply,) = decide(facts(databases=None, applied=None))
     assert isinstance(apply, Apply)
     assert apply.reason == "it is the first databases section"
+
+
+def test_a_pgbouncer_that_leaves_is_not_paused_for_it_could_not_be_resumed() -> None:
+    assert decide(facts(probe=LOST, leaving=True)) == []
+    assert decide(facts(leaving=True, paused=READ_WRITE)) == [
+        Resume(READ_WRITE, "shop-0 answers as the primary")
+    ]
+    new = section(B, epoch=4, primary="shop-1")
+    (apply,) = decide(facts(wanted=new, probe=LOST, leaving=True))
+    assert isinstance(apply, Apply)
 
 
 def test_transactions_on_a_former_primary_are_cut_off_after_a_while() -> None:
@@ -382,11 +394,11 @@ class World:
 
     def carry_out(self, action: Action) -> None:
         match action:
-            case Pause(databases, _):
+            case Pause(databases):
                 self.paused |= set(databases)
-            case Resume(databases, _):
+            case Resume(databases):
                 self.paused -= set(databases)
-            case Apply(offered, _):
+            case Apply(offered):
                 if offered.section.primary_host != self.applied.section.primary_host:
                     self.probe = Probe("unknown", self.now_s)
                 self.applied = offered

@@ -102,7 +102,7 @@ class Elector:
             async with asyncio.timeout(min(within_s, _TRY_S)):
                 held = await self._take_or_renew()
         except (ApiError, TimeoutError) as error:
-            log.warning("the election's Lease: %s", error or "no answer in time")
+            log.warning("the election's Lease: %s", str(error) or "no answer in time")
             return False
         self._answered_at_s = self._clock()
         if held:

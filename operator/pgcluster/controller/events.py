@@ -113,7 +113,7 @@ async def post(
         except AlreadyExists:
             continue
         except PgClusterError as error:
-            log.warning("the Event %s was not posted: %s", event.reason, error)
+            log.info("the Event %s was not posted: %s", event.reason, error)
 
 
 def _manifest(observed: Observed, event: Event, *, reporter: str, now: str) -> Manifest:

@@ -33,6 +33,7 @@ RESYNC_S = 300.0
 # After a lost Lease, another replica may lead this much later; by then this process is gone.
 _LOSS_GRACE_S = (DURATION_S - RENEW_DEADLINE_S) / 2
 _CRD_POLL_S = 5.0
+_GATHER_S = 0.1
 _STOP_GRACE_S = 10.0
 
 
@@ -58,20 +59,16 @@ class Operator:
 
     async def run(self) -> None:
         """Serve until SIGTERM; FatalError where the process cannot go on."""
-        loop = asyncio.get_running_loop()
-        for number in (signal.SIGTERM, signal.SIGINT):
-            loop.add_signal_handler(number, self._stop.set)
+        self._listen_for_signals()
         await self._health.start()
         try:
-            if await self._unless_stopped(self._elector.acquire()):
+            if await self._unless_stopped(self._elected()):
                 await self._lead()
         finally:
             await self._elector.release()
             await self._health.stop()
 
     async def _lead(self) -> None:
-        if not await self._unless_stopped(self._resource_exists()):
-            return
         # kopf cancels at its end whatever was started after its beginning: these come first.
         hold = asyncio.create_task(self._elector.hold(), name="election")
         tasks = [
@@ -120,6 +117,14 @@ class Operator:
         task.result()
         return True
 
+    def _listen_for_signals(self) -> None:
+        for number in (signal.SIGTERM, signal.SIGINT):
+            asyncio.get_running_loop().add_signal_handler(number, self._stop.set)
+
+    async def _elected(self) -> None:
+        await self._resource_exists()
+        await self._elector.acquire()
+
     async def _resource_exists(self) -> None:
         """kopf would stay blind for a resource that is not there when it starts."""
         while True:
@@ -135,14 +140,22 @@ class Operator:
 
     async def _watch(self) -> None:
         """Run kopf until it is stopped; it raises where a watch has died."""
-        await kopf.operator(
-            registry=handlers.registry(self._queue.add, self._client),
+        others = asyncio.all_tasks()
+        tasks = await kopf.spawn_tasks(
+            registry=handlers.registry(self._wake, self._client),
             settings=handlers.settings(),
             standalone=True,
             clusterwide=not self._settings.namespaces,
             namespaces=self._settings.namespaces,
             stop_flag=self._stop,
         )
+        # kopf has just taken the signals; its own way to stop is seconds slower.
+        self._listen_for_signals()
+        await kopf.run_tasks(tasks, ignored=others)
+
+    def _wake(self, key: Key) -> None:
+        # Changes come in bursts: one reconciliation sees them all.
+        self._queue.add_after(key, _GATHER_S)
 
     async def _resync(self) -> None:
         """Look at every cluster now and then: a watch may have missed something."""
@@ -165,7 +178,9 @@ class Operator:
             key = await self._queue.get()
             self._progress.started(number, str(key))
             try:
-                await self._once(key)
+                # A process that was frozen past its Lease must not act on what it still knows.
+                if self._elector.leads:
+                    await self._once(key)
             finally:
                 self._progress.ended(number)
                 self._queue.done(key)
@@ -188,12 +203,11 @@ class Operator:
             log.exception("unexpected, please report it; again in %.1f s", delay_s)
         else:
             outcome = "gone" if result is None else result.outcome
+            self._queue.forgive(key)
             if result is None:
                 self._known.discard(key)
-                self._queue.drop(key)
             else:
                 self._known.add(key)
-                self._queue.forgive(key)
                 if result.again_s is not None:
                     self._queue.add_after(key, result.again_s)
         self._metrics.reconciles.labels(outcome=outcome).inc()

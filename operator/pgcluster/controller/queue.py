@@ -66,15 +66,11 @@ class WorkQueue(Generic[Key]):
         return delay_s
 
     def forgive(self, key: Key) -> None:
-        """Start its back-off anew: it succeeded."""
-        self._failures.pop(key, None)
+        """Start its back-off anew: it succeeded, or is gone.
 
-    def drop(self, key: Key) -> None:
-        """Forget all about a key that no longer exists."""
-        self.forgive(key)
-        timer = self._timers.pop(key, None)
-        if timer is not None:
-            timer.cancel()
+        A delay stays: who asked for it may know of a change that the work just done did not see.
+        """
+        self._failures.pop(key, None)
 
     async def get(self) -> Key:
         """Wait for a key; give it back with `done`."""

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 import pydantic
@@ -16,7 +16,7 @@ from pgcluster.api import conditions, names
 from pgcluster.api.errors import BlockedError, RetryError
 from pgcluster.api.models import PgCluster, to_config
 from pgcluster.api.validation import check
-from pgcluster.controller import pools, rollout, scale, status
+from pgcluster.controller import pools, rollout, scale, status, volumes
 from pgcluster.controller.apply import Applier
 from pgcluster.controller.metrics import Metrics
 from pgcluster.controller.observe import Key, Observed, observe
@@ -27,6 +27,7 @@ from pgcluster.kube.errors import Conflict, Forbidden, Invalid
 from pgcluster.kube.resources import (
     CONFIG_MAPS,
     PODS,
+    PVCS,
     STATEFUL_SETS,
 )
 from pgcluster.render import cluster as render_cluster
@@ -126,11 +127,12 @@ class Reconciler:
         applier = Applier(self._client, observed)
         live_set = observed.child(STATEFUL_SETS, names.statefulset(cluster.name))
         replicas = scale.instances(observed, cluster.spec.instances, live_set)
+        rendered = render_cluster.manifests(
+            cluster, images=images, system_identifier=observed.system_identifier
+        )
         manifests = [
             scale.adjusted(manifest, replicas=replicas.count, live=live_set)
-            for manifest in render_cluster.manifests(
-                cluster, images=images, system_identifier=observed.system_identifier
-            )
+            for manifest in rendered
         ]
         kept = [
             *render_secrets.manifests(cluster),
@@ -153,6 +155,7 @@ class Reconciler:
             except (Invalid, Forbidden) as error:
                 # One wrong field must not keep all the others from being brought in line.
                 refused.append(f"{manifest['kind']} {manifest['metadata']['name']}: {error}")
+        refused += await self._grow_volumes(observed, rendered, live_set)
         await applier.delete_unwanted([*kept, *manifests])
         again_s = await self._repair_pools(observed, cluster, applier)
         await self._prune_poolers(observed)
@@ -192,6 +195,29 @@ class Reconciler:
         self._wrong_since.pop(observed.key, None)
         log.info("wrote the pools' databases section: %s", repair.reason)
         return None
+
+    async def _grow_volumes(
+        self, observed: Observed, rendered: Iterable[Manifest], live_set: Manifest | None
+    ) -> list[str]:
+        """Ask for larger volumes where the spec does; returns what the API server refuses."""
+        wanted = next(made for made in rendered if made["kind"] == STATEFUL_SETS.kind)
+        if not volumes.changed(wanted, live_set):
+            return []
+        key = observed.key
+        selector = f"{names.LABEL_CLUSTER}={key.name}"
+        claims, _ = await self._client.list(PVCS, key.namespace, labels=selector)
+        refused = []
+        for growth in volumes.to_grow(wanted, claims, cluster=key.name):
+            patch = {"spec": {"resources": {"requests": {"storage": growth.size}}}}
+            try:
+                await self._client.merge_patch(
+                    PVCS, growth.claim, key.namespace, patch, manager=names.MANAGER_OPERATOR
+                )
+            except (Invalid, Forbidden) as error:
+                refused.append(f"PersistentVolumeClaim {growth.claim}: {error}")
+            else:
+                log.info("volume %s is to grow to %s", growth.claim, growth.size)
+        return refused
 
     async def _prune_poolers(self, observed: Observed) -> None:
         gone = pools.gone_poolers(observed)

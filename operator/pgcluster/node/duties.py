@@ -17,7 +17,9 @@ from pgcluster.api import names
 from pgcluster.api.config import ClusterConfig
 from pgcluster.api.errors import RetryError
 from pgcluster.kube.client import KubeClient
+from pgcluster.kube.errors import Forbidden
 from pgcluster.kube.resources import CONFIG_MAPS, SECRETS
+from pgcluster.node.clock import monotonic_s
 from pgcluster.node.files import read_secret
 from pgcluster.node.members import Members, patch_pod
 from pgcluster.postgres import roles
@@ -27,6 +29,8 @@ from pgcluster.render import repmgr as render_repmgr
 from pgcluster.repmgr import Repmgr
 
 log = logging.getLogger(__name__)
+
+_FAILED_AGAIN_S = 10.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,7 +63,9 @@ class Duties:
         self._me = me
         self._address = address
         self._repmgr_database = LocalPostgres(names.DB_REPMGR)
-        self._roles_done: ClusterConfig | None = None
+        self._internal_done = False
+        self._declared: ClusterConfig | None = None
+        self._declared_again_s = 0.0
         self._databases_written: str | None = None
         self.failed_objects: dict[str, str] = {}
 
@@ -74,7 +80,8 @@ class Duties:
 
     def forget(self) -> None:
         """Look at everything again: the role has changed."""
-        self._roles_done = None
+        self._internal_done = False
+        self._declared = None
         self._databases_written = None
 
     # --- primary ------------------------------------------------------------------------------
@@ -129,36 +136,61 @@ class Duties:
                     self._client, self._config().namespace, pod, labels={names.LABEL_ROLE: None}
                 )
 
-    async def ensure_roles(self) -> None:
-        """Make the roles, databases and functions that are configured; RetryError on trouble."""
-        config = self._config()
-        if self._roles_done == config:
+    async def ensure_internal(self) -> None:
+        """Make what repmgr and the poolers need; RetryError where the server says no."""
+        if self._internal_done:
             return
         try:
             await roles.ensure_internal(
                 repmgr_password=read_secret("repmgr", "password"),
                 pooler_password=read_secret("pooler", "auth-password"),
             )
-            passwords = {}
-            for user in config.users:
-                if user.password_secret is not None:
-                    passwords[user.name] = await self._password(user.password_secret)
-            self.failed_objects = await roles.ensure_declared(
-                config.users, config.databases, passwords
-            )
         except psycopg.Error as error:
-            raise RetryError(f"roles and databases were not made: {error}") from error
-        if not self.failed_objects:
-            self._roles_done = config
-        else:
-            log.warning("not made: %s", self.failed_objects)
+            raise RetryError(f"the internal roles were not made: {error}") from error
+        self._internal_done = True
 
-    async def _password(self, secret: str) -> str:
-        manifest = await self._client.get(SECRETS, secret, self._config().namespace)
-        encoded = ((manifest or {}).get("data") or {}).get("password")
-        if not encoded:
-            raise RetryError(f"Secret {secret} with key password is missing", delay_s=5)
-        return base64.b64decode(encoded).decode()
+    async def ensure_declared(self) -> None:
+        """Make the users and databases that are configured; what could not be made is reported.
+
+        One bad entry, such as a missing Secret, holds up neither the others nor the primary, and
+        is tried again after a while.
+        """
+        config = self._config()
+        now_s = monotonic_s()
+        if self._declared == config and now_s < self._declared_again_s:
+            return
+        passwords, missing = await self._passwords(config)
+        users = [user for user in config.users if f"user {user.name}" not in missing]
+        try:
+            failed = await roles.ensure_declared(users, config.databases, passwords)
+        except psycopg.Error as error:
+            raise RetryError(f"users and databases were not made: {error}") from error
+        failed = {**missing, **failed}
+        if failed and failed != self.failed_objects:
+            log.warning("not made: %s", failed)
+        self.failed_objects = failed
+        self._declared = config
+        self._declared_again_s = now_s + _FAILED_AGAIN_S if failed else float("inf")
+
+    async def _passwords(self, config: ClusterConfig) -> tuple[dict[str, str], dict[str, str]]:
+        """User → password, and for users whose Secret is missing, what is missing."""
+        passwords: dict[str, str] = {}
+        missing: dict[str, str] = {}
+        for user in config.users:
+            secret = user.password_secret
+            if secret is None:
+                continue
+            try:
+                manifest = await self._client.get(SECRETS, secret, config.namespace)
+            except Forbidden:
+                # The Role names each Secret, and may be a moment behind the configuration.
+                manifest = None
+            encoded = ((manifest or {}).get("data") or {}).get("password")
+            if encoded:
+                passwords[user.name] = base64.b64decode(encoded).decode()
+            else:
+                missing[f"user {user.name}"] = f"Secret {secret} with key password is missing"
+        return passwords, missing
 
     async def ensure_primary_row(self) -> None:
         """Register this instance as the primary where repmgr does not know it as one."""

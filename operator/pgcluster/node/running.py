@@ -79,14 +79,15 @@ class Running:
             self._settling = asyncio.create_task(instance.server.settle(), name="settle")
             self._settled_epoch = instance.lease.epoch
         await duties.claim_label()
-        await duties.ensure_roles()
-        instance.standing.failed_objects = duties.failed_objects
+        await duties.ensure_internal()
         await duties.ensure_primary_row()
-        instance.standing.registered = True
-        instance.say("running", "primary")
         await instance.keep_repmgrd()
         await duties.drop_stale_slots()
         await instance.server.data.remove_aside()
+        await duties.ensure_declared()
+        instance.standing.failed_objects = duties.failed_objects
+        instance.standing.registered = True
+        instance.say("running", "primary")
         return _CYCLE_S
 
     # --- standby ------------------------------------------------------------------------------

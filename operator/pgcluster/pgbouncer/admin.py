@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
+from pathlib import Path
 
 from pgcluster.api import names
 from pgcluster.pgbouncer.link import Link, LinkLost, Refused, Row
@@ -38,9 +39,18 @@ class Admin:
             "application_name": "pgcluster-pooler",
         }
         self._password = password
+        self._socket = Path(socket_dir) / f".s.PGSQL.{port}"
         self._link: Link | None = None
         self._opening = asyncio.Lock()
         self._on_lost = on_lost
+
+    @property
+    def leaving(self) -> bool:
+        """Whether pgbouncer was told to end: it still answers here, but takes no connection.
+
+        Since 1.23 it waits for its clients then, of which this connection is one.
+        """
+        return self._link is not None and self._link.is_open and not self._socket.exists()
 
     async def version(self) -> str:
         """Such as `1.24.1`."""
@@ -74,8 +84,9 @@ class Admin:
         ]
 
     async def clients(self) -> list[Row]:
-        """SHOW CLIENTS."""
-        return await self._query("SHOW CLIENTS")
+        """SHOW CLIENTS without those of the console."""
+        rows = await self._query("SHOW CLIENTS")
+        return [row for row in rows if row["database"] != _CONSOLE]
 
     async def config(self) -> dict[str, Setting]:
         """SHOW CONFIG."""

@@ -178,6 +178,8 @@ class Agent:
                 await self._do(action)
             if facts.databases is None:
                 self._housekeeping.prepare(self._observed.settings)
+            elif facts.leaving:
+                await self._let_go()
             elif not actions:
                 await self._housekeeping.keep(self._observed.settings)
             self._tell(facts)
@@ -210,7 +212,14 @@ class Agent:
             servers=servers,
             repointed_at_s=self._repointed_at_s,
             failed=self._failed,
+            leaving=self._admin.leaving,
         )
+
+    async def _let_go(self) -> None:
+        """pgbouncer waits for its last client, and this agent must not be it."""
+        if not await self._admin.clients():
+            self._admin.close()
+            log.info("pgbouncer has no clients any more and may end")
 
     def _since_repointing_s(self) -> float | None:
         """How long ago the pool was repointed, while that is of interest."""

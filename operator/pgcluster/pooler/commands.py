@@ -50,6 +50,8 @@ class Commands:
             await asyncio.gather(
                 *(self._admin.pause(name, wait_s=_PAUSE_WAIT_S) for name in action.databases)
             )
+        if action.read_only:
+            return
         if self.phases.paused_at is None or self.phases.resumed_at is not None:
             self._forget_watch()
             self.phases = Phases(paused_at=at)
@@ -65,7 +67,7 @@ class Commands:
         with self.timed("RESUME", databases=action.databases, reason=action.reason):
             for name in action.databases:
                 await self._admin.resume(name)
-        if self.phases.resumed_at is None:
+        if not action.read_only and self.phases.resumed_at is None:
             self.phases.resumed_at = utc_now()
             self._forget_watch()
             self._watch = asyncio.create_task(self._first_transaction(before))

@@ -95,14 +95,17 @@ class Facts:
     repointed_at_s: float | None = None
     # The last file that pgbouncer did not accept, and when.
     failed: tuple[str, float] | None = None
+    # pgbouncer was told to end, and serves its last clients: it cannot be connected to any more.
+    leaving: bool = False
 
 
 @dataclass(frozen=True, slots=True)
 class Pause:
-    """Let the clients of these databases wait."""
+    """Let the clients of these databases wait; `read_only`: for a standby, not for the primary."""
 
     databases: tuple[str, ...]
     reason: str
+    read_only: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,6 +122,7 @@ class Resume:
 
     databases: tuple[str, ...]
     reason: str
+    read_only: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -141,19 +145,22 @@ def decide(facts: Facts) -> list[Action]:
     actions: list[Action] = []
     doubt = _doubt(facts)
     moving = _moving(facts, offer[0]) if offer else None
-    needed, idle = _split(facts)
-    if reason := doubt or moving:
-        actions += _pause(needed, reason)
+    needed, read_only = _split(facts)
+    # PAUSE holds up the connection that it came by, and a pgbouncer that leaves takes no other: it
+    # could not be told to resume.
+    may_pause = not facts.leaving
+    if (reason := doubt or moving) and may_pause and (names := _running(needed)):
+        actions.append(Pause(names, reason))
     if offer:
         return [*actions, Apply(*offer)]
-    actions += _pause(
-        (database for database in idle if database.host == NOWHERE), "there is no standby to read"
-    )
-    actions += _resume(
-        (database for database in idle if database.host != NOWHERE), "there are standbys to read"
-    )
-    if not doubt and (proof := _proof(facts)):
-        actions += _resume(needed, proof)
+    deserted = [database for database in read_only if database.host == NOWHERE]
+    served = [database for database in read_only if database.host != NOWHERE]
+    if may_pause and (names := _running(deserted)):
+        actions.append(Pause(names, "there is no standby to read", read_only=True))
+    if names := _waiting(served):
+        actions.append(Resume(names, "there are standbys to read", read_only=True))
+    if not doubt and (proof := _proof(facts)) and (names := _waiting(needed)):
+        actions.append(Resume(names, proof))
     if stuck := _stuck(facts):
         after_s = facts.now_s - (facts.repointed_at_s or 0.0)
         reason = f"they still run on a former primary {after_s:.0f} s after the repointing"
@@ -173,7 +180,7 @@ def acceptable(facts: Facts) -> tuple[Offer, str] | None:
     elif applied is None:
         reason = "it is the first databases section"
     else:
-        reason = f"the databases section now names {_named(wanted.section.header)}"
+        reason = _change(applied.section, wanted.section)
     if facts.failed and facts.failed[0] == wanted.content_hash:
         if facts.now_s - facts.failed[1] < RETRY_S:
             return None
@@ -308,14 +315,12 @@ def _split(facts: Facts) -> tuple[list[Database], list[Database]]:
     return needed, read_only
 
 
-def _pause(databases: Iterable[Database], reason: str) -> list[Action]:
-    names = tuple(database.name for database in databases if not database.paused)
-    return [Pause(names, reason)] if names else []
+def _running(databases: Iterable[Database]) -> tuple[str, ...]:
+    return tuple(database.name for database in databases if not database.paused)
 
 
-def _resume(databases: Iterable[Database], reason: str) -> list[Action]:
-    names = tuple(database.name for database in databases if database.paused)
-    return [Resume(names, reason)] if names else []
+def _waiting(databases: Iterable[Database]) -> tuple[str, ...]:
+    return tuple(database.name for database in databases if database.paused)
 
 
 def _stuck(facts: Facts) -> tuple[Server, ...]:
@@ -341,6 +346,12 @@ def _is_address(host: str) -> bool:
     except ValueError:
         return False
     return True
+
+
+def _change(before: Section, after: Section) -> str:
+    if before.primary_host != after.primary_host or before.header != after.header:
+        return f"the databases section now names {_named(after.header)}"
+    return f"the databases or standbys behind {_named(after.header)} have changed"
 
 
 def _named(header: Header | None) -> str:

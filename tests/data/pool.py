@@ -113,6 +113,7 @@ class Pool:
                 *(str(self.port), str(self.agent_port), str(looks_every_s)),
             ],
             self.directory / "agent.log",
+            reads_all=True,
         )
 
     def start_pgbouncer(self) -> None:

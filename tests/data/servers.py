@@ -18,12 +18,18 @@ USER = "postgres"  # of the operating system, where the tests run as root: postg
 DEADLINE_S = 30.0
 
 
-def as_user(arguments: Sequence[str | Path]) -> list[str]:
-    """The command line that runs a program as somebody whom postgres accepts."""
+def as_user(arguments: Sequence[str | Path], *, reads_all: bool = False) -> list[str]:
+    """The command line that runs a program as somebody whom postgres accepts.
+
+    `reads_all`: it may read what only root may, such as a Python that lies in root's home.
+    """
     command = [str(argument) for argument in arguments]
     if os.getuid() != 0:
         return command
-    return ["setpriv", f"--reuid={USER}", f"--regid={USER}", "--clear-groups", "--", *command]
+    capability = "+dac_read_search"
+    more = [f"--inh-caps={capability}", f"--ambient-caps={capability}"] if reads_all else []
+    user = [f"--reuid={USER}", f"--regid={USER}", "--clear-groups"]
+    return ["setpriv", *user, *more, "--", *command]
 
 
 def own(path: Path) -> Path:
@@ -71,11 +77,13 @@ def eventually(condition: Callable[[], object], *, within: float, what: str) -> 
 class Process:
     """A child in a process group of its own, ended by its number."""
 
-    def __init__(self, arguments: Sequence[str | Path], log: Path) -> None:
+    def __init__(
+        self, arguments: Sequence[str | Path], log: Path, *, reads_all: bool = False
+    ) -> None:
         self.log = log
         with log.open("ab") as output:
             self._child = subprocess.Popen(
-                as_user(arguments),
+                as_user(arguments, reads_all=reads_all),
                 stdout=output,
                 stderr=subprocess.STDOUT,
                 stdin=subprocess.DEVNULL,

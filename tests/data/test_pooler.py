@@ -4,8 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import json
+import re
 import signal
 import time
+import urllib.error
+import urllib.request
 from collections.abc import AsyncIterator
 
 import psycopg
@@ -56,6 +60,9 @@ async def test_a_failover_costs_the_transactions_in_flight_and_nothing_else(
     pool: Pool, primary: Postgres, standby: Postgres
 ) -> None:
     running(pool, primary, standby)
+    primary.query("CREATE DATABASE other OWNER app")
+    of_sql = pool.connect("other")
+    of_sql.execute("SELECT 1")
     async with writing(pool) as writers:
         began = time.monotonic()
         primary.crash()
@@ -83,6 +90,11 @@ async def test_a_failover_costs_the_transactions_in_flight_and_nothing_else(
     servers = pool.console("SHOW SERVERS")
     assert {row["addr"] for row in servers} <= {standby.address}
     assert pool.databases()["app"] == (standby.address, False)
+    assert pool.databases()["other"] == (standby.address, False)
+    assert of_sql.execute("SELECT inet_server_addr()::text").fetchone() == (
+        f"{standby.address}/32",
+    )
+    of_sql.close()
     # With one standby that is promoted, nobody is left to read from.
     if "app_ro" in pool.databases():
         assert pool.databases()["app_ro"][1]
@@ -296,6 +308,36 @@ def test_a_pgbouncer_that_is_told_to_end_is_not_held_up_by_its_agent(
         )
     assert pool.pgbouncer.wait(5) == 0
     assert "PAUSE" not in pool.commands()
+
+
+def test_the_agent_says_how_it_is_over_http(pool: Pool, primary: Postgres) -> None:
+    running(pool, primary)
+
+    def get(path: str) -> tuple[int, str]:
+        try:
+            with urllib.request.urlopen(f"http://127.0.0.1:{pool.agent_port}{path}") as answer:
+                return answer.status, answer.read().decode()
+        except urllib.error.HTTPError as error:
+            return error.code, error.read().decode()
+
+    assert get("/livez")[0] == 200
+    assert get("/readyz") == (200, "\n")
+    assert json.loads(get("/status")[1])["primary"] == "shop-0"
+    with pool.connect() as connection:
+        connection.execute("SELECT 1")
+        metrics = get("/metrics")[1]
+    assert "pgcluster_pooler_primary_up 1.0" in metrics
+    assert "pgcluster_pooler_epoch 1.0" in metrics
+    assert re.search(r'pgcluster_pooler_pool_cl_active{database="app",user="app"} \d', metrics)
+    assert re.search(r'pgcluster_pooler_database_xact_count{database="app"} \d', metrics)
+    primary.crash()
+    eventually(lambda: "pgcluster_pooler_paused 1.0" in get("/metrics")[1], within=5, what="paused")
+    # New clients wait as the others do: there is nowhere better to send them.
+    assert get("/readyz") == (200, "the primary shop-0 does not answer\n")
+    assert 'pgcluster_pooler_command_seconds_count{command="PAUSE"}' in get("/metrics")[1]
+    assert pool.pgbouncer
+    pool.pgbouncer.end()
+    eventually(lambda: get("/readyz")[0] == 503, within=5, what="not ready")
 
 
 def test_any_role_can_log_in_and_any_database_is_reached(pool: Pool, primary: Postgres) -> None:

@@ -16,7 +16,7 @@ _TAIL_LINES = 120
 
 def collect(kubectl: Kubectl, test: str) -> str:
     """Write the state of the namespace to build/e2e/TEST/ and return its gist."""
-    folder = BUILD / re.sub(r"[^\w.-]+", "_", test)
+    folder = BUILD / re.sub(r"[^\w.-]+", "_", test) / kubectl.namespace
     folder.mkdir(parents=True, exist_ok=True)
     system = kubectl.within(SYSTEM_NAMESPACE)
     gist = [f"kept in {folder}"]

@@ -99,9 +99,7 @@ def test_a_name_that_is_too_long_is_refused_with_the_limit(own_namespace: Kubect
 
 def test_an_image_that_does_not_exist_is_told_by_a_condition(own_namespace: Kubectl) -> None:
     cluster = Cluster(own_namespace, "no-image")
-    own_namespace.apply(
-        small("no-image", postgres={"image": "pgcluster.dev/postgres:17-never-built"})
-    )
+    own_namespace.apply(small("no-image", image="pgcluster.dev/postgres:17-never-built"))
     cluster.condition_says("never-built|image", within=90)
     cluster.delete()
 

@@ -85,6 +85,16 @@ class FakeKube:
         self._store(path, merged)
         return copy.deepcopy(merged)
 
+    async def replace(self, resource: Resource, manifest: Mapping[str, Any]) -> Manifest:
+        path = self._path(resource, manifest)
+        self._write("update", path)
+        live = self.objects.get(path)
+        version = manifest["metadata"]["resourceVersion"]
+        if live is None or live["metadata"]["resourceVersion"] != version:
+            raise Conflict(409, "Conflict", f"{path} has changed")
+        self._store(path, copy.deepcopy(dict(manifest)))
+        return copy.deepcopy(self.objects[path])
+
     async def merge_patch(
         self,
         resource: Resource,

@@ -60,7 +60,7 @@ class Elector:
     async def acquire(self) -> None:
         """Wait until this replica leads."""
         while True:
-            if await self._attempt():
+            if await self.attempt():
                 break
             await asyncio.sleep(RETRY_S)
         log.info("this replica leads now")
@@ -70,7 +70,7 @@ class Elector:
         while True:
             await asyncio.sleep(RETRY_S)
             # No try goes on past the deadline: by then this replica must know that it lost.
-            renewed = await self._attempt(max(self._left_s(), 0.0))
+            renewed = await self.attempt(max(self._left_s(), 0.0))
             if not renewed and (self._held_by_other() or self._left_s() <= RETRY_S):
                 log.error("this replica does not lead any more")
                 return
@@ -95,7 +95,7 @@ class Elector:
         renewed_at_s = self._renewed_at_s
         return 0.0 if renewed_at_s is None else renewed_at_s + RENEW_DEADLINE_S - self._clock()
 
-    async def _attempt(self, within_s: float = _TRY_S) -> bool:
+    async def attempt(self, within_s: float = _TRY_S) -> bool:
         """One try to take or renew the Lease."""
         started_s = self._clock()
         try:

@@ -19,7 +19,6 @@ from pgcluster.kube.client import KubeClient
 from pgcluster.kube.resources import (
     CONFIG_MAPS,
     DEPLOYMENTS,
-    LEASES,
     PDBS,
     PGCLUSTERS,
     PODS,
@@ -27,12 +26,12 @@ from pgcluster.kube.resources import (
     STATEFUL_SETS,
 )
 
-_CHILDREN = (PODS, STATEFUL_SETS, DEPLOYMENTS, CONFIG_MAPS, SERVICES, PDBS, LEASES)
+_CHILDREN = (PODS, STATEFUL_SETS, DEPLOYMENTS, CONFIG_MAPS, SERVICES, PDBS)
 _METADATA = ("uid", "generation", "deletionTimestamp", "labels", "annotations", "ownerReferences")
 
 
 class Sieve:
-    """Tells changes that matter from those that do not: renewals, heartbeats, our own status."""
+    """Tells changes that matter from those that do not: heartbeats, counters, our own status."""
 
     def __init__(self) -> None:
         self._seen: dict[str, bytes] = {}
@@ -60,12 +59,6 @@ def essence(body: Mapping[str, Any]) -> Any:
     metadata = body["metadata"]
     kept = {key: metadata.get(key) for key in _METADATA}
     kind = body.get("kind")
-    if kind == LEASES.kind:
-        # The mark in the annotations and the time of renewal move every second.
-        spec = body.get("spec") or {}
-        annotations = metadata.get("annotations") or {}
-        kept["annotations"] = annotations.get(names.ANNOTATION_SYSTEM_ID)
-        return kept, spec.get("holderIdentity"), spec.get("leaseTransitions")
     if kind == names.KIND:
         kept["annotations"] = None
         return kept

@@ -17,6 +17,7 @@ from pgcluster.api.errors import FatalError, PgClusterError, RetryError
 from pgcluster.controller import handlers
 from pgcluster.controller.elector import DURATION_S, RENEW_DEADLINE_S, Elector
 from pgcluster.controller.health import Health, Progress
+from pgcluster.controller.leases import LeaseWatch
 from pgcluster.controller.metrics import Metrics
 from pgcluster.controller.observe import Key
 from pgcluster.controller.queue import WorkQueue
@@ -76,6 +77,11 @@ class Operator:
             for number in range(WORKERS)
         ]
         tasks.append(asyncio.create_task(self._resync(), name="resync"))
+        leases = LeaseWatch(self._client, self._wake)
+        tasks += [
+            asyncio.create_task(leases.run(namespace), name=f"leases-{namespace or 'all'}")
+            for namespace in self._settings.namespaces or (None,)
+        ]
         serving = asyncio.create_task(self._watch(), name="kopf")
         stopping = asyncio.create_task(self._stop.wait(), name="stop")
         await asyncio.wait([hold, serving, stopping, *tasks], return_when=asyncio.FIRST_COMPLETED)

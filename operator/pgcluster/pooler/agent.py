@@ -235,6 +235,8 @@ class Agent:
             case Resume():
                 await self._commands.resume(action)
             case CutOff():
+                # Whatever came of it, the next attempt waits as long as the first did.
+                self._repointed_at_s = monotonic_s()
                 await self._commands.cut_off(action)
             case Apply():
                 await self._apply(action)

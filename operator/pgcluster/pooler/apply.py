@@ -54,8 +54,13 @@ class Applier:
     async def settings(self, text: str) -> list[str]:
         """Put `pgbouncer.ini` in force; returns the settings that wait for a restart."""
         before = self._files.settings()
-        self._files.write_settings(text)
         try:
+            if text == before:
+                # What pgbouncer was started with, most likely: look before it is told anything.
+                wrong, waiting = _compare_settings(settings_of(text), await self._admin.config())
+                if not wrong:
+                    return waiting
+            self._files.write_settings(text)
             await self._reload()
             wrong, waiting = _compare_settings(settings_of(text), await self._admin.config())
         except LinkLost as error:

@@ -36,7 +36,7 @@ class PromotionPhases(_Report):
 
     `detected` is when the promoted instance noticed the loss of its primary (or was asked to
     take over), `gate` when it had the Lease, `promoted` when it accepted writes, `config` when
-    the pools' databases section named it.
+    it sent the pools' databases section that names it.
     """
 
     primary: str

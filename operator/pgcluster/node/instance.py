@@ -15,7 +15,7 @@ from pgcluster.api.config import ClusterConfig, LeaseConfig
 from pgcluster.api.reports import InstanceReport, InstanceState
 from pgcluster.api.wal import WalPoint
 from pgcluster.kube.client import KubeClient
-from pgcluster.node.clock import monotonic_s
+from pgcluster.node.clock import monotonic_s, utc_now
 from pgcluster.node.duties import Duties
 from pgcluster.node.events import Events
 from pgcluster.node.lease import LeaseKeeper
@@ -181,11 +181,13 @@ class Instance:
         seen = self.standing.observed
         if seen is None:
             return False
+        # From before the request: the poolers may act on it before its answer is here.
+        sent_at = utc_now()
         written = await self.duties.point_pools_here(
             epoch=self.lease.epoch, timeline=seen.point.timeline
         )
         if written:
-            self.promotion.note_config()
+            self.promotion.note_config(sent_at)
         return written
 
     def _timing(self) -> LeaseConfig:

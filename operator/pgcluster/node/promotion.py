@@ -140,11 +140,11 @@ class Promotion:
         )
         return True
 
-    def note_config(self) -> None:
-        """Record when the pools' databases section first named this primary."""
+    def note_config(self, at: str) -> None:
+        """Record when the pools' databases section was first made to name this primary."""
         known = self._standing.promotion
         if known is not None and known.config is None:
-            self._standing.promotion = known.model_copy(update={"config": utc_now()})
+            self._standing.promotion = known.model_copy(update={"config": at})
 
     async def ask(self, holder: str, *, settled: bool = False) -> bool:
         """Whether the Lease's holder answers as a primary, asked now by its pod's address.

@@ -124,7 +124,14 @@ def test_the_same_world_gives_the_same_status_later() -> None:
         ((WELL[0], instance(1, ready=False)), "shop-0", "InstancesNotReady", True, "Degraded"),
         ((WELL[0],), "shop-0", "InstancesNotReady", True, "Degraded"),
         ((instance(1),), "", "NoPrimary", False, "NoPrimary"),
-        ((instance(1),), "shop-0", "FailingOver", False, "FailingOver"),
+        ((instance(1),), "shop-0", "NoPrimary", False, "NoPrimary"),
+        (
+            (WELL[1], instance(0, None, ready=False, state="starting")),
+            "shop-0",
+            "FailingOver",
+            False,
+            "FailingOver",
+        ),
         (
             (instance(1, state="promoting", ready=False),),
             "",
@@ -268,6 +275,19 @@ def test_a_pool_that_restarts_later_does_not_rewrite_the_history() -> None:
     record = told(young).last_failover
     assert record is not None
     assert record.reloaded_ms is None
+
+
+def test_what_a_pooler_told_of_a_failover_outlives_it() -> None:
+    first = told(failed_over(READY, reloaded_at="2026-05-01T09:59:52.300000Z"))
+    gone = dataclasses.replace(failed_over(first), pooler_pods=(), pooler_reports={})
+    assert told(gone).failovers == first.failovers
+
+
+def test_a_little_lag_to_and_fro_is_no_news() -> None:
+    first = told(observed(WELL[0], instance(1, lag_bytes=0)))
+    assert told(observed(WELL[0], instance(1, lag_bytes=1 << 16), status=first)) == first
+    behind = told(observed(WELL[0], instance(1, lag_bytes=1 << 20), status=first))
+    assert behind.members[1].lag_bytes == 1 << 20
 
 
 def test_a_first_start_is_no_failover() -> None:

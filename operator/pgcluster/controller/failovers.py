@@ -41,7 +41,8 @@ def history(
         record = records.get(promotion.epoch)
         if record is not None and _settled(record, now):
             continue
-        records[promotion.epoch] = _record(promotion, reports)
+        told = _record(promotion, reports)
+        records[promotion.epoch] = told if record is None else _joined(record, told)
     return tuple(sorted(records.values(), key=lambda record: -record.epoch)[:KEPT])
 
 
@@ -78,6 +79,21 @@ def _record(
         reloaded_ms=max((ms for ms in reloaded if ms is not None), default=None),
         resumed_ms=max((ms for ms in resumed if ms is not None), default=None),
         first_transaction_ms=min((ms for ms in first if ms is not None), default=None),
+    )
+
+
+def _joined(known: FailoverRecord, told: FailoverRecord) -> FailoverRecord:
+    """What is known stays when a pooler that told it is gone; of two answers the slower counts."""
+
+    def later(field: str) -> int | None:
+        times = (getattr(known, field), getattr(told, field))
+        return max((ms for ms in times if ms is not None), default=None)
+
+    fields = ("gate_ms", "promoted_ms", "config_ms", "reloaded_ms", "resumed_ms")
+    first = (known.first_transaction_ms, told.first_transaction_ms)
+    return told.model_copy(
+        update={field: later(field) for field in fields}
+        | {"first_transaction_ms": min((ms for ms in first if ms is not None), default=None)}
     )
 
 

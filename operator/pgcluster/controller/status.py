@@ -11,7 +11,7 @@ from pgcluster.api import conditions as c
 from pgcluster.api import names
 from pgcluster.api.models import Member, PgCluster, PgClusterStatus, Pooler
 from pgcluster.api.reports import PoolerReport
-from pgcluster.controller import failovers, problems
+from pgcluster.controller import failovers, problems, rows
 from pgcluster.controller.observe import InstancePod, Observed, pod_ready
 
 Wanted = tuple[str, bool, str, str]
@@ -43,9 +43,10 @@ def compute(
     """The status to store. `cluster` is None where its spec cannot be understood."""
     known = known_status(observed)
     generation = int(observed.cluster["metadata"].get("generation") or 0)
-    members = tuple(_member(pod) for pod in observed.pods)
+    lags = {member.pod: member.lag_bytes for member in known.members}
+    members = tuple(rows.member(pod, lags.get(pod.name)) for pod in observed.pods)
     poolers = tuple(
-        _pooler(pod["metadata"]["name"], pod_ready(pod), observed)
+        rows.pooler(pod["metadata"]["name"], pod_ready(pod), observed)
         for pod in observed.pooler_pods
         if "deletionTimestamp" not in pod["metadata"]
     )
@@ -86,61 +87,6 @@ def _reports_by_age(observed: Observed) -> Iterable[tuple[str, PoolerReport]]:
         report = observed.pooler_reports.get(pod["metadata"]["name"])
         if report is not None:
             yield pod["metadata"]["creationTimestamp"], report
-
-
-def _member(pod: InstancePod) -> Member:
-    spec = pod.manifest.get("spec") or {}
-    problem = problems.of_pod(pod.manifest)
-    report = pod.report if pod.running else None
-    if report is None:
-        leaving = "deletionTimestamp" in pod.manifest["metadata"]
-        reason = "the pod is being deleted" if leaving else "its container does not run yet"
-        return Member(
-            pod=pod.name,
-            node=spec.get("nodeName"),
-            state="stopping" if leaving else "unknown",
-            reason=problem.message if problem else reason,
-        )
-    ready = pod.ready and report.ready
-    reason = report.reason
-    if report.ready and not pod.ready:
-        reason = "the kubelet does not find it ready"
-    return Member(
-        pod=pod.name,
-        node=spec.get("nodeName"),
-        role=report.role,
-        state=report.state,
-        reason=problem.message if problem else reason or None,
-        ready=ready,
-        timeline=report.timeline,
-        lag_bytes=report.lag_bytes,
-        upstream=report.upstream,
-        repmgrd=report.repmgrd,
-        postgres_version=report.postgres_version,
-        pending_restart=report.pending_restart,
-        progress=report.progress,
-    )
-
-
-def _pooler(pod: str, is_ready: bool, observed: Observed) -> Pooler:
-    report = observed.pooler_reports.get(pod)
-    if report is None:
-        return Pooler(pod=pod, reason="its agent has not reported yet")
-    current = observed.primary is not None and report.epoch == observed.epoch
-    reason = report.reason
-    if is_ready and report.ready and not current:
-        reason = f"it has applied epoch {report.epoch}, the Lease is at {observed.epoch}"
-    elif report.ready and not is_ready:
-        reason = "the kubelet does not find it ready"
-    return Pooler(
-        pod=pod,
-        ready=is_ready and report.ready and current,
-        paused=report.paused,
-        reason=reason or None,
-        primary=report.primary,
-        epoch=report.epoch,
-        applied_hash=report.applied_hash,
-    )
 
 
 @dataclass(frozen=True, slots=True)
@@ -208,13 +154,20 @@ class _Situation:
         doing = "; ".join(f"{m.pod}: {_doing(m)}" for m in self.members)
         if self._new or not self.observed.system_identifier:
             return c.BOOTSTRAPPING, doing or "the pods are being created"
-        if any(m.state == "promoting" for m in self.members) or (
-            self.observed.holder and self.observed.primary is None
-        ):
-            who = self.observed.holder or next(
-                m.pod for m in self.members if m.state == "promoting"
+        for pod in self.observed.pods:
+            report = pod.report if pod.running else None
+            promoting = report is not None and report.state == "promoting"
+            # The holder that is not primary yet; one that is primary but not ready is ill.
+            next_ = (
+                report is not None
+                and pod.name == self.observed.holder
+                and report.role != names.ROLE_PRIMARY
             )
-            return c.FAILING_OVER, f"{who} is becoming the primary; clients of the pools wait"
+            if promoting or next_:
+                return (
+                    c.FAILING_OVER,
+                    f"{pod.name} is becoming the primary; clients of the pools wait",
+                )
         return (
             c.NO_PRIMARY,
             "no instance is the primary; clients of the pools wait" + (f" ({doing})" * bool(doing)),

@@ -1,0 +1,73 @@
+"""The rows of a status: one an instance, one a pooler. Pure."""
+
+from __future__ import annotations
+
+from pgcluster.api.models import Member, Pooler
+from pgcluster.controller import problems
+from pgcluster.controller.observe import InstancePod, Observed
+
+_LITTLE_LAG_BYTES = 1 << 16
+
+
+def member(pod: InstancePod, known_lag_bytes: int | None) -> Member:
+    """One instance; what its agent last said counts only while its container runs."""
+    spec = pod.manifest.get("spec") or {}
+    problem = problems.of_pod(pod.manifest)
+    report = pod.report if pod.running else None
+    if report is None:
+        leaving = "deletionTimestamp" in pod.manifest["metadata"]
+        reason = "the pod is being deleted" if leaving else "its container does not run yet"
+        return Member(
+            pod=pod.name,
+            node=spec.get("nodeName"),
+            state="stopping" if leaving else "unknown",
+            reason=problem.message if problem else reason,
+        )
+    ready = pod.ready and report.ready
+    reason = report.reason
+    if report.ready and not pod.ready:
+        reason = "the kubelet does not find it ready"
+    return Member(
+        pod=pod.name,
+        node=spec.get("nodeName"),
+        role=report.role,
+        state=report.state,
+        reason=problem.message if problem else reason or None,
+        ready=ready,
+        timeline=report.timeline,
+        lag_bytes=_lag_bytes(report.lag_bytes, known_lag_bytes),
+        upstream=report.upstream,
+        repmgrd=report.repmgrd,
+        postgres_version=report.postgres_version,
+        pending_restart=report.pending_restart,
+        progress=report.progress,
+    )
+
+
+def _lag_bytes(told: int | None, known: int | None) -> int | None:
+    """Under load a lag goes to and fro between none and a little: that is no news."""
+    if told is not None and known is not None and max(told, known) <= _LITTLE_LAG_BYTES:
+        return known
+    return told
+
+
+def pooler(pod: str, is_ready: bool, observed: Observed) -> Pooler:
+    """One pooler; ready only with the section of the present primary."""
+    report = observed.pooler_reports.get(pod)
+    if report is None:
+        return Pooler(pod=pod, reason="its agent has not reported yet")
+    current = observed.primary is not None and report.epoch == observed.epoch
+    reason = report.reason
+    if is_ready and report.ready and not current:
+        reason = f"it has applied epoch {report.epoch}, the Lease is at {observed.epoch}"
+    elif report.ready and not is_ready:
+        reason = "the kubelet does not find it ready"
+    return Pooler(
+        pod=pod,
+        ready=is_ready and report.ready and current,
+        paused=report.paused,
+        reason=reason or None,
+        primary=report.primary,
+        epoch=report.epoch,
+        applied_hash=report.applied_hash,
+    )

@@ -288,6 +288,5 @@ def test_a_standby_remembers_the_timeline_it_has_followed() -> None:
 
 
 def test_the_reported_lag_is_coarse() -> None:
-    assert [coarse(lag) for lag in (None, 0, 1, 1 << 16, (1 << 16) + 1)] == [
-        None, 0, 1 << 16, 1 << 16, 1 << 20,
-    ]  # fmt: skip
+    lags = (None, 0, 1 << 20, (1 << 20) + 1, 1 << 24, (1 << 24) + 1)
+    assert [coarse(lag) for lag in lags] == [None, 0, 0, 1 << 24, 1 << 24, 1 << 28]

@@ -330,7 +330,7 @@ class Member(Model):
     timeline: int | None = None
     """Its timeline."""
     lag_bytes: int | None = None
-    """How much WAL it has still to replay, rounded up to a step."""
+    """How many bytes of WAL it has still to replay, rounded up to 16 MiB, 256 MiB, 4 GiB; 0 is up to 1 MiB. The exact value is in its metrics."""
     upstream: str | None = None
     """Pod that it streams from."""
     repmgrd: bool = False

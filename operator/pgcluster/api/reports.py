@@ -60,7 +60,7 @@ class InstanceReport(_Report):
     ready: bool = False
     timeline: int | None = None
     system_identifier: str | None = None
-    # Replay lag in bytes, rounded up to 0, 64 KiB, 1 MiB, 16 MiB, 256 MiB, 4 GiB …; standbys only
+    # Replay lag in bytes, rounded up to 16 MiB, 256 MiB, 4 GiB …, 0 for up to 1 MiB; standbys only
     lag_bytes: int | None = None
     upstream: str | None = None  # pod that a standby streams from
     repmgrd: bool = False

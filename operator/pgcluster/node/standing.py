@@ -9,13 +9,17 @@ from pgcluster.api.wal import WalPoint
 from pgcluster.postgres.control import ControlData
 from pgcluster.postgres.local import Observation
 
-_LAG_STEPS_BYTES = (0, 1 << 16, 1 << 20, 1 << 24, 1 << 28, 1 << 32, 1 << 40)
+# A standby under load is always some kilobytes behind: what is below the first step is no lag.
+_NO_LAG_BYTES = 1 << 20
+_LAG_STEPS_BYTES = (1 << 24, 1 << 28, 1 << 32, 1 << 40)
 
 
 def coarse(lag_bytes: int | None) -> int | None:
     """The lag rounded up to a step, so that a report changes only when the matter does."""
     if lag_bytes is None:
         return None
+    if lag_bytes <= _NO_LAG_BYTES:
+        return 0
     return next((step for step in _LAG_STEPS_BYTES if lag_bytes <= step), _LAG_STEPS_BYTES[-1])
 
 

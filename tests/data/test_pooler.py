@@ -310,6 +310,29 @@ def test_a_pgbouncer_that_is_told_to_end_is_not_held_up_by_its_agent(
     assert "PAUSE" not in pool.commands()
 
 
+async def test_clients_that_wait_while_pgbouncer_is_told_to_end_are_served_before_it_does(
+    pool: Pool, primary: Postgres
+) -> None:
+    """A drain of its node in the middle of a failover: nobody else could resume it then."""
+    if pool.version < (1, 23):
+        pytest.skip("ends at once")
+    running(pool, primary)
+    assert pool.pgbouncer
+    with pool.connect() as last:
+        last.execute("SELECT 1")
+        primary.crash()
+        eventually(lambda: "app" in pool.paused(), within=5, what=pool.agent_log())
+        waiting = asyncio.create_task(off_loop(last.execute, "SELECT 1"))
+        await asyncio.sleep(0.3)
+        pool.pgbouncer.signal(signal.SIGTERM)
+        await asyncio.sleep(1)
+        assert not waiting.done()
+        await off_loop(primary.start)
+        answer = await asyncio.wait_for(waiting, 10)
+        assert answer.fetchone() == (1,)
+    assert pool.pgbouncer.wait(5) == 0
+
+
 def test_the_agent_says_how_it_is_over_http(pool: Pool, primary: Postgres) -> None:
     running(pool, primary)
 

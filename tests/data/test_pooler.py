@@ -399,8 +399,9 @@ def test_the_read_only_pool_reads_from_standbys_and_waits_where_there_is_none(
         assert connection.execute("SELECT pg_is_in_recovery()").fetchone() == (True,)
 
 
+@pytest.mark.parametrize("agent", ["lives on", "is killed"])
 def test_a_transaction_on_a_former_primary_that_lives_on_is_cut_off(
-    pool: Pool, primary: Postgres, standby: Postgres
+    pool: Pool, primary: Postgres, standby: Postgres, agent: str
 ) -> None:
     running(pool, primary, standby)
     with pool.connect() as stuck:
@@ -409,6 +410,9 @@ def test_a_transaction_on_a_former_primary_that_lives_on_is_cut_off(
         standby.promote()
         pool.point_at(standby, (), epoch=2, name="shop-1")
         eventually(lambda: not _rw(pool), within=5, what=pool.agent_log())
+        if agent == "is killed":
+            pool.kill_agent()
+            pool.start_agent()
         with pytest.raises(psycopg.OperationalError):
             stuck.execute("SELECT pg_sleep(12)")
     eventually(

@@ -48,7 +48,7 @@ log = logging.getLogger(__name__)
 _AT_REST_S = 1.0
 _BUSY_S = 0.1
 _ALIVE_WITHIN_S = 30.0
-# How long after a repointing servers of the former primary are looked for.
+# How long after a RELOAD servers of the former primary are looked for.
 _LOOK_FOR_STUCK_S = 300.0
 
 
@@ -165,6 +165,8 @@ class Agent:
                 said = str(error)
             await asyncio.sleep(0.1)
         self._applied = self._files.databases()
+        # A former agent may have died between repointing and looking for what is stuck.
+        self._repointed_at_s = monotonic_s()
         self._aim()
         log.info("pgbouncer's files are there", extra={"primary": self._primary})
 
@@ -250,12 +252,10 @@ class Agent:
             self._metrics.not_accepted.labels("databases.ini").inc()
             log.error("%s", error)
             return
-        before = self._applied.section.primary_host if self._applied else None
         self._failed = None
         self._applied = action.offer
         self._commands.reloaded()
-        if before not in (None, action.offer.section.primary_host):
-            self._repointed_at_s = monotonic_s()
+        self._repointed_at_s = monotonic_s()
         self._aim()
 
     def _aim(self) -> None:

@@ -122,6 +122,7 @@ async def test_a_crash_in_place_is_waited_for(pool: Pool, primary: Postgres) -> 
     print(f"errors={len(writers.errors)} gap={writers.gap_s():.3f}s")
     assert len(writers.errors) <= 4 * writers.count, writers.errors
     assert pool.commands()[-2:] == ["PAUSE", "RESUME"]
+    assert pool.report().get("paused_at") is None, "it was no repointing"
     kept = {number for (number,) in primary.query_in("app", "SELECT number FROM writes")}
     assert set(writers.acknowledged) <= kept
 

@@ -108,6 +108,24 @@ def test_unions_and_tuples_have_no_structural_form() -> None:
         ({"postgres": {"hba": ["host all all all trust"]}}, "spec.postgres.hba[0]"),
         ({"postgres": {"hba": ["host a a a md5", "nonsense"]}}, "spec.postgres.hba[1]"),
         ({"postgres": {"hba": ["host all all"]}}, "spec.postgres.hba[0]"),
+        ({"postgres": {"hba": ['host all all all "trust"']}}, "spec.postgres.hba[0]"),
+        ({"postgres": {"hba": ["host all all all md5 \\"]}}, "spec.postgres.hba[0]"),
+        ({"postgres": {"hba": ["host all all all sha"]}}, "spec.postgres.hba[0]"),
+        ({"postgres": {"hba": ["host all all 10.0.0.0/33 md5"]}}, "spec.postgres.hba[0]"),
+        ({"postgres": {"hba": ["host all all 10.0.0.1 md5"]}}, "spec.postgres.hba[0]"),
+        ({"postgres": {"hba": ["host all all all peer"]}}, "spec.postgres.hba[0]"),
+        (
+            {"postgres": {"parameters": {"max_wal_senders": "0"}}},
+            "spec.postgres.parameters.max_wal",
+        ),
+        (
+            {"postgres": {"parameters": {"max_replication_slots": "9"}}},
+            "spec.postgres.parameters.max_replication_slots",
+        ),
+        ({"databases": [{"name": "a", "owner": "repmgr"}]}, "spec.databases[0].owner"),
+        ({"databases": [{"name": "a", "owner": "pg_monitor"}]}, "spec.databases[0].owner"),
+        ({"users": [{"name": "pgcluster_pooler"}]}, "spec.users[0].name"),
+        ({"users": [{"name": "public"}]}, "spec.users[0].name"),
         (
             {"pgbouncer": {"parameters": {"auth_type": "any"}}},
             "spec.pgbouncer.parameters.auth_type",
@@ -123,6 +141,25 @@ def test_what_the_schema_lets_through_is_found(spec: dict[str, Any], field: str)
     assert len(problems) == 1
     assert problems[0].field.startswith(field)
     assert problems[0].message
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "hostssl all all 10.0.0.0/8 scram-sha-256",
+        "host all all 10.0.0.1 255.255.255.255 md5",
+        "host shop, books alice,+staff ::1/128 scram-sha-256 # a comment",
+        'host "my db" all .example.com ldap ldapserver=ldap ldapprefix="uid="',
+        "hostssl all all samenet cert map=m",
+        "local all app peer",
+    ],
+)
+def test_a_line_that_postgresql_understands_is_let_through(line: str) -> None:
+    assert check(cluster(postgres={"hba": [line]}).spec) == []
+
+
+def test_enough_walsenders_are_let_through() -> None:
+    assert check(cluster(postgres={"parameters": {"max_wal_senders": "10"}}).spec) == []
 
 
 def test_every_refusal_of_a_parameter_has_a_reason() -> None:

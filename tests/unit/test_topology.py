@@ -5,9 +5,11 @@ from __future__ import annotations
 import itertools
 
 from pgcluster.api import names
+from pgcluster.api.reports import InstanceReport
 from pgcluster.api.wal import Lsn, WalPoint
 from pgcluster.topology.election import Candidate, Elected, NoElection, elect
 from pgcluster.topology.lease import LeaseRecord, LeaseView, Mark
+from pgcluster.topology.pods import reads, report_of
 
 MANIFEST = {
     "metadata": {
@@ -103,3 +105,29 @@ def test_nobody_below_the_mark_is_chosen_and_the_reason_says_so() -> None:
     assert isinstance(
         run({"shop-0": candidate(1, 5000), "shop-1": candidate(2, 900)}, mark=mark), Elected
     )
+
+
+def pod(role: str = "standby", *, ready: bool = True, kubelet: str = "True") -> dict[str, object]:
+    report = InstanceReport.model_validate(
+        {"pod": "shop-1", "state": "running", "role": role, "ready": ready}
+    )
+    return {
+        "metadata": {"annotations": {names.ANNOTATION_INSTANCE: report.model_dump_json()}},
+        "status": {"conditions": [{"type": "Ready", "status": kubelet}]},
+    }
+
+
+def test_clients_read_from_streaming_standbys_only() -> None:
+    assert reads(pod())
+    assert not reads(pod("primary"))
+    assert not reads(pod(ready=False))
+    assert not reads(pod(kubelet="False")), "the last word of a lost node"
+    assert not reads({"metadata": {}})
+    leaving = pod()
+    leaving["metadata"] = {**dict(leaving["metadata"]), "deletionTimestamp": "now"}  # type: ignore[call-overload]
+    assert not reads(leaving)
+
+
+def test_a_report_that_makes_no_sense_is_none() -> None:
+    broken = {"metadata": {"annotations": {names.ANNOTATION_INSTANCE: "{"}}}
+    assert report_of(broken) is None

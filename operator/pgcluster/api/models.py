@@ -98,6 +98,12 @@ class Storage(Model):
             "spec.storage.walSize can be set only when the cluster is made",
             ".walSize",
         ),
+        Rule(
+            "!has(self.walSize) || !has(oldSelf.walSize) ||"
+            " quantity(string(self.walSize)).compareTo(quantity(string(oldSelf.walSize))) >= 0",
+            "spec.storage.walSize cannot shrink",
+            ".walSize",
+        ),
     )
 
     size: Quantity
@@ -136,6 +142,12 @@ class LeaseTiming(Model):
             "duration(has(self.duration) ? self.duration : '6s') >= duration('3s')",
             "spec.failover.lease.duration must be at least 3s",
             ".duration",
+        ),
+        Rule(
+            "!has(self.renewInterval) || duration(self.renewInterval) >= duration('200ms')",
+            "spec.failover.lease.renewInterval must be at least 200ms: each renewal is a write to"
+            " the API server",
+            ".renewInterval",
         ),
     )
 
@@ -245,6 +257,11 @@ def _has_initdb(it: str) -> str:
     return f"(has({it}.postgres) && has({it}.postgres.initdb))"
 
 
+def _free_role(it: str) -> str:
+    reserved = ", ".join(f"'{role}'" for role in names.RESERVED_ROLES)
+    return f"!({it} in [{reserved}]) && !{it}.startsWith('pg_')"
+
+
 class PgClusterSpec(Model):
     """What the user wants."""
 
@@ -262,12 +279,19 @@ class PgClusterSpec(Model):
             ".postgres.version",
         ),
         Rule(
-            "!has(self.users) || self.users.all(u, !(u.name in ["
-            + ", ".join(f"'{role}'" for role in names.RESERVED_ROLES)
-            + "]))",
-            "spec.users must not name a role that the operator needs: "
-            + ", ".join(names.RESERVED_ROLES),
+            f"!has(self.users) || self.users.all(u, {_free_role('u.name')})",
+            "spec.users must not name a role that the operator needs ("
+            + ", ".join(names.RESERVED_ROLES)
+            + "), nor one of PostgreSQL's own, which begin with pg_",
             ".users",
+        ),
+        Rule(
+            "!has(self.databases) || self.databases.all(d, !has(d.owner) ||"
+            f" {_free_role('d.owner')})",
+            "spec.databases must not name as owner a role that the operator needs ("
+            + ", ".join(names.RESERVED_ROLES)
+            + "), nor one of PostgreSQL's own, which begin with pg_: the owner gets a password",
+            ".databases",
         ),
         Rule(
             "!has(self.databases) || self.databases.all(d, !(d.name in ["

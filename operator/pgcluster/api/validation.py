@@ -7,7 +7,9 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
+from ipaddress import ip_address, ip_network
 
+from pgcluster.api import names
 from pgcluster.api.models import PgClusterSpec
 from pgcluster.api.quantities import parse_bytes, parse_seconds
 
@@ -46,6 +48,7 @@ REFUSED_PARAMETERS: dict[str, str] = {
     "log_file_mode": _LOGS,
     "log_filename": _LOGS,
     "logging_collector": _LOGS,
+    "max_slot_wal_keep_size": "spec.replication.maxSlotWalKeepSize sets it",
     "password_encryption": _SECURITY,
     "port": _NETWORK,
     "primary_conninfo": _FAILOVER,
@@ -80,6 +83,9 @@ REFUSED_PARAMETERS: dict[str, str] = {
 
 # The only values of these that leave replication working.
 _ALLOWED_VALUES: dict[str, frozenset[str]] = {"wal_level": frozenset({"replica", "logical"})}
+
+# The standbys of all instances need these; fewer, and a clone or a follow finds none free.
+_AT_LEAST = frozenset({"max_replication_slots", "max_wal_senders"})
 
 # pgbouncer settings that cannot break the cluster: sizes, timeouts, logging.
 ALLOWED_PGBOUNCER: frozenset[str] = frozenset(
@@ -132,6 +138,13 @@ ALLOWED_PGBOUNCER: frozenset[str] = frozenset(
 
 _PARAMETER_NAME = re.compile(r"[a-z_][a-z0-9_]*(\.[a-z_][a-z0-9_]*)?", re.ASCII)
 _HBA_TYPES = ("local", "host", "hostssl", "hostnossl", "hostgssenc", "hostnogssenc")
+# A word of pg_hba.conf: bare or in quotes, and a list goes on after a comma.
+_HBA_WORD = re.compile(r'(?:"[^"]*"|,\s*|[^\s",])+')
+# One wrong line, and postgres does not start: so what PostgreSQL would say is said here.
+_HBA_METHODS = frozenset(
+    {"cert", "gss", "ident", "ldap", "md5", "pam", "password", "peer", "radius", "reject"}
+    | {"scram-sha-256"}
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -168,6 +181,12 @@ def _parameters(spec: PgClusterSpec) -> list[Problem]:
             problems.append(Problem(field, f"{REFUSED_PARAMETERS[name]}: remove it"))
         elif (allowed := _ALLOWED_VALUES.get(name)) and value not in allowed:
             problems.append(Problem(field, f"must be one of {', '.join(sorted(allowed))}"))
+        elif name in _AT_LEAST and not _reaches(value, least := _walsenders(spec.instances)):
+            problems.append(
+                Problem(
+                    field, f"must be a number of at least {least} for {spec.instances} instances"
+                )
+            )
         elif any(character in value for character in "\r\n\0"):
             problems.append(Problem(field, "a value must not contain a line break"))
     return problems
@@ -177,16 +196,68 @@ def _hba(spec: PgClusterSpec) -> list[Problem]:
     problems = []
     for index, line in enumerate(spec.postgres.hba):
         field = f"spec.postgres.hba[{index}]"
-        words = line.split("#", 1)[0].split()
-        if any(character in line for character in "\r\n\0"):
-            problems.append(Problem(field, "a line must not contain a line break"))
-        elif not words or words[0] not in _HBA_TYPES:
-            problems.append(Problem(field, f"must start with one of {', '.join(_HBA_TYPES)}"))
-        elif "trust" in words:
-            problems.append(Problem(field, f"method trust is refused: {_SECURITY}"))
-        elif len(words) < (4 if words[0] == "local" else 5):
-            problems.append(Problem(field, "wants type, database, user, address and method"))
+        if wrong := _hba_line(line):
+            problems.append(Problem(field, wrong))
     return problems
+
+
+def _hba_line(line: str) -> str | None:
+    """What is wrong with a line of pg_hba.conf; source: PostgreSQL, "The pg_hba.conf File"."""
+    if any(character in line for character in "\r\n\0"):
+        return "a line must not contain a line break"
+    if line.endswith("\\"):
+        return "a line must not end in a backslash: it would swallow the line behind it"
+    words = _HBA_WORD.findall(line.split("#", 1)[0])
+    if not words or words[0] not in _HBA_TYPES:
+        return f"must start with one of {', '.join(_HBA_TYPES)}"
+    local = words[0] == "local"
+    rest = [word.replace('"', "") for word in words[3:]]
+    if not local and rest:
+        address = rest.pop(0)
+        if "/" in address:
+            if not _is_network(address):
+                return f"{address} is no network such as 10.0.0.0/8"
+        elif _is_address(address) and not (rest and _is_address(rest.pop(0))):
+            return f"address {address} wants a prefix length, such as {address}/32"
+    if not rest:
+        return "wants type, database, user, address and method"
+    method = rest[0]
+    if method == "trust":
+        return f"method trust is refused: {_SECURITY}"
+    if method not in _HBA_METHODS:
+        return f"method {method} is none of {', '.join(sorted(_HBA_METHODS))}"
+    if (
+        (method == "peer" and not local)
+        or (method == "gss" and local)
+        or (method == "cert" and words[0] != "hostssl")
+    ):
+        return f"method {method} does not go with {words[0]}"
+    return None
+
+
+def _is_address(text: str) -> bool:
+    try:
+        ip_address(text)
+    except ValueError:
+        return False
+    return True
+
+
+def _is_network(text: str) -> bool:
+    try:
+        ip_network(text, strict=False)
+    except ValueError:
+        return False
+    return True
+
+
+def _walsenders(instances: int) -> int:
+    """Two a standby (streaming, and a base backup that streams beside it) and some to spare."""
+    return 2 * instances + 4
+
+
+def _reaches(value: str, least: int) -> bool:
+    return value.isascii() and value.isdecimal() and int(value) >= least
 
 
 def _pgbouncer(spec: PgClusterSpec) -> list[Problem]:
@@ -232,6 +303,13 @@ def _quantities(spec: PgClusterSpec) -> list[Problem]:
 def _references(spec: PgClusterSpec) -> list[Problem]:
     known = {user.name for user in spec.users} | {database.owner for database in spec.databases}
     problems = []
+    roles = {f"spec.users[{index}].name": user.name for index, user in enumerate(spec.users)} | {
+        f"spec.databases[{index}].owner": database.owner
+        for index, database in enumerate(spec.databases)
+    }
+    for field, role in roles.items():
+        if role in names.RESERVED_ROLES or role.startswith("pg_") or role in ("public", "none"):
+            problems.append(Problem(field, f"role {role} is reserved: choose another name"))
     for index, user in enumerate(spec.users):
         for group in user.member_of:
             if group not in known and not group.startswith("pg_"):

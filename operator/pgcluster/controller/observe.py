@@ -7,8 +7,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
-import pydantic
-
 from pgcluster.api import names
 from pgcluster.api.reports import InstanceReport, PoolerReport
 from pgcluster.kube.client import KubeClient, Manifest
@@ -27,6 +25,7 @@ from pgcluster.kube.resources import (
     STATEFUL_SETS,
     Resource,
 )
+from pgcluster.topology.pods import report_of
 
 # Kinds that the operator makes for a cluster. ConfigMaps come first, because a repair of the pools'
 # section must have read them before the Lease and the pods that it is rendered from.
@@ -182,7 +181,7 @@ async def observe(client: KubeClient, key: Key) -> Observed | None:
         cluster=cluster,
         children=children,
         pods=tuple(
-            InstancePod(pod["metadata"]["name"], pod, _instance_report(pod))
+            InstancePod(pod["metadata"]["name"], pod, report_of(pod))
             for pod in pods
             if _component(pod) == names.COMPONENT_POSTGRES
         ),
@@ -204,16 +203,6 @@ def _pod_order(pod: Mapping[str, Any]) -> tuple[int, str]:
     """Ten comes after nine."""
     name = pod["metadata"]["name"]
     return len(name), name
-
-
-def _instance_report(pod: Mapping[str, Any]) -> InstanceReport | None:
-    text = (pod["metadata"].get("annotations") or {}).get(names.ANNOTATION_INSTANCE)
-    if not text:
-        return None
-    try:
-        return InstanceReport.model_validate_json(text)
-    except pydantic.ValidationError:
-        return None
 
 
 def _pooler_reports(data: Mapping[str, str]) -> dict[str, PoolerReport]:

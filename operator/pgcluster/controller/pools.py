@@ -16,6 +16,7 @@ from pgcluster.controller.observe import Observed
 from pgcluster.kube.client import Manifest
 from pgcluster.kube.resources import CONFIG_MAPS
 from pgcluster.render import pgbouncer as render
+from pgcluster.topology.pods import reads
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,11 +39,7 @@ def target(observed: Observed) -> render.PoolTarget | None:
     standbys = tuple(
         pod.address
         for pod in observed.pods
-        if pod.address
-        and pod.name != primary.name
-        and pod.report is not None
-        and pod.report.role == names.ROLE_STANDBY
-        and pod.report.ready
+        if pod.address and pod.name != primary.name and reads(pod.manifest)
     )
     return render.PoolTarget(
         primary=primary.name,

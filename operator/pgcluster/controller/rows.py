@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+from pgcluster.api import names
 from pgcluster.api.models import Member, Pooler
 from pgcluster.controller import problems
 from pgcluster.controller.observe import InstancePod, Observed
 
-_LITTLE_LAG_BYTES = 1 << 16
 
+def member(pod: InstancePod, holder: str) -> Member:
+    """One instance; what its agent last said counts only while its container runs.
 
-def member(pod: InstancePod, known_lag_bytes: int | None) -> Member:
-    """One instance; what its agent last said counts only while its container runs."""
+    A node that is lost leaves its pod's last report behind for as long as Kubernetes takes to
+    notice: whoever does not hold the Lease is no primary, whatever it said.
+    """
     spec = pod.manifest.get("spec") or {}
     problem = problems.of_pod(pod.manifest)
     report = pod.report if pod.running else None
@@ -23,32 +26,28 @@ def member(pod: InstancePod, known_lag_bytes: int | None) -> Member:
             state="stopping" if leaving else "unknown",
             reason=problem.message if problem else reason,
         )
-    ready = pod.ready and report.ready
+    former = report.role == names.ROLE_PRIMARY and pod.name != holder
+    ready = pod.ready and report.ready and not former
     reason = report.reason
-    if report.ready and not pod.ready:
+    if former:
+        reason = "it does not hold the Lease any more"
+    elif report.ready and not pod.ready:
         reason = "the kubelet does not find it ready"
     return Member(
         pod=pod.name,
         node=spec.get("nodeName"),
-        role=report.role,
+        role=None if former else report.role,
         state=report.state,
         reason=problem.message if problem else reason or None,
         ready=ready,
         timeline=report.timeline,
-        lag_bytes=_lag_bytes(report.lag_bytes, known_lag_bytes),
+        lag_bytes=report.lag_bytes,
         upstream=report.upstream,
         repmgrd=report.repmgrd,
         postgres_version=report.postgres_version,
         pending_restart=report.pending_restart,
         progress=report.progress,
     )
-
-
-def _lag_bytes(told: int | None, known: int | None) -> int | None:
-    """Under load a lag goes to and fro between none and a little: that is no news."""
-    if told is not None and known is not None and max(told, known) <= _LITTLE_LAG_BYTES:
-        return known
-    return told
 
 
 def pooler(pod: str, is_ready: bool, observed: Observed) -> Pooler:

@@ -43,8 +43,7 @@ def compute(
     """The status to store. `cluster` is None where its spec cannot be understood."""
     known = known_status(observed)
     generation = int(observed.cluster["metadata"].get("generation") or 0)
-    lags = {member.pod: member.lag_bytes for member in known.members}
-    members = tuple(rows.member(pod, lags.get(pod.name)) for pod in observed.pods)
+    members = tuple(rows.member(pod, observed.holder) for pod in observed.pods)
     poolers = tuple(
         rows.pooler(pod["metadata"]["name"], pod_ready(pod), observed)
         for pod in observed.pooler_pods

@@ -95,7 +95,7 @@ class Duties:
         target = render_pgbouncer.PoolTarget(
             primary=self._me,
             primary_host=self._address,
-            standby_hosts=self._standby_addresses(),
+            standby_hosts=self._members.readable(),
             epoch=epoch,
             timeline=timeline,
         )
@@ -116,17 +116,6 @@ class Duties:
         self._databases_written = content
         log.info("the pools' databases section names this instance", extra={"epoch": epoch})
         return True
-
-    def _standby_addresses(self) -> tuple[str, ...]:
-        reports = self._members.reports()
-        return tuple(
-            address
-            for pod, address in sorted(self._members.addresses().items())
-            if pod != self._me
-            and (report := reports.get(pod)) is not None
-            and report.role == "standby"
-            and report.ready
-        )
 
     async def claim_label(self) -> None:
         """Take the primary's label from every other instance, for the direct Service."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import json
 import logging
 from collections.abc import Callable, Mapping
@@ -17,6 +16,7 @@ from pgcluster.api.wal import Lsn, WalPoint
 from pgcluster.kube.client import KubeClient
 from pgcluster.kube.resources import PODS
 from pgcluster.topology.election import Candidate
+from pgcluster.topology.pods import reads, report_of
 
 log = logging.getLogger(__name__)
 
@@ -65,13 +65,16 @@ class Members:
 
     def reports(self) -> dict[str, InstanceReport]:
         """What each instance last reported on its pod."""
-        found = {}
-        for pod, manifest in self._pods.items():
-            text = (manifest["metadata"].get("annotations") or {}).get(names.ANNOTATION_INSTANCE)
-            if text:
-                with contextlib.suppress(ValueError):
-                    found[pod] = InstanceReport.model_validate_json(text)
-        return found
+        found = {pod: report_of(manifest) for pod, manifest in self._pods.items()}
+        return {pod: report for pod, report in found.items() if report is not None}
+
+    def readable(self) -> tuple[str, ...]:
+        """Addresses of the standbys that clients may read from, in the order of their names."""
+        return tuple(
+            address
+            for pod, address in sorted(self.addresses().items())
+            if pod != self._me and reads(self._pods[pod])
+        )
 
     def labelled_primary(self) -> list[str]:
         """Pods that carry the primary's label."""

@@ -252,9 +252,14 @@ class Agent:
             self._metrics.not_accepted.labels("databases.ini").inc()
             log.error("%s", error)
             return
+        before = self._applied.section.header if self._applied else None
+        after = action.offer.section.header
         self._failed = None
         self._applied = action.offer
-        self._commands.reloaded()
+        if after and (
+            before is None or (before.primary, before.epoch) != (after.primary, after.epoch)
+        ):
+            self._commands.repointed()
         self._repointed_at_s = monotonic_s()
         self._aim()
 

@@ -41,7 +41,9 @@ class Commands:
         self._metrics = metrics
         self._changed = changed
         self._watch: asyncio.Task[None] | None = None
+        # Of the last repointing, and of the pause that may become one.
         self.phases = Phases()
+        self._current = Phases()
 
     async def pause(self, action: Pause) -> None:
         """PAUSE all of them at the same time, and do not wait for what does not end."""
@@ -52,14 +54,21 @@ class Commands:
             )
         if action.read_only:
             return
-        if self.phases.paused_at is None or self.phases.resumed_at is not None:
+        if self._current.paused_at is None or self._current.resumed_at is not None:
             self._forget_watch()
-            self.phases = Phases(paused_at=at)
+            self._current = Phases(paused_at=at)
 
-    def reloaded(self) -> None:
-        """A databases section was loaded and verified."""
-        if self.phases.resumed_at is None:
-            self.phases.reloaded_at = utc_now()
+    def repointed(self) -> None:
+        """The section of another primary or epoch was loaded and verified.
+
+        A pause that comes to nothing, as with a primary that crashed and returned, is not told:
+        its times would be taken for those of the failover before it.
+        """
+        if self._current.resumed_at is not None:
+            self._forget_watch()
+            self._current = Phases()
+        self._current.reloaded_at = utc_now()
+        self.phases = self._current
 
     async def resume(self, action: Resume) -> None:
         """RESUME each of them."""
@@ -67,10 +76,10 @@ class Commands:
         with self.timed("RESUME", databases=action.databases, reason=action.reason):
             for name in action.databases:
                 await self._admin.resume(name)
-        if not action.read_only and self.phases.resumed_at is None:
-            self.phases.resumed_at = utc_now()
+        if not action.read_only and self._current.resumed_at is None:
+            self._current.resumed_at = utc_now()
             self._forget_watch()
-            self._watch = asyncio.create_task(self._first_transaction(before))
+            self._watch = asyncio.create_task(self._first_transaction(self._current, before))
 
     async def cut_off(self, action: CutOff) -> None:
         """End the clients of these servers where pgbouncer can, else all of their databases'.
@@ -110,13 +119,13 @@ class Commands:
             return 0
         return sum(int(row["xact_count"] or 0) for row in rows if row["database"] != "pgbouncer")
 
-    async def _first_transaction(self, before: int) -> None:
+    async def _first_transaction(self, phases: Phases, before: int) -> None:
         """Notice the first transaction after a RESUME; nobody may have one to do."""
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(_FIRST_TRANSACTION_S):
                 while await self._transactions() <= before:  # noqa: ASYNC110 # it tells nobody
                     await asyncio.sleep(_LOOK_EVERY_S)
-                self.phases.first_transaction_at = utc_now()
+                phases.first_transaction_at = utc_now()
                 log.info("the first transaction after the RESUME is done")
                 self._changed()
 

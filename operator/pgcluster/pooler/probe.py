@@ -35,6 +35,7 @@ class PrimaryProbe:
         self._changed = changed
         self._target: Target | None = None
         self._probe = Probe()
+        self._aimed = asyncio.Event()
         self._nudge = asyncio.Event()
         self._asked = False
 
@@ -48,7 +49,7 @@ class PrimaryProbe:
         if target != self._target:
             self._target = target
             self._probe = Probe("unknown", monotonic_s())
-            self._nudge.set()
+            self._aimed.set()
 
     def ask_now(self) -> None:
         """Do not wait for the next question: something else casts doubt on the primary."""
@@ -58,11 +59,27 @@ class PrimaryProbe:
     async def run(self) -> None:
         """Follow the target for ever."""
         while True:
-            target = self._target
-            self._nudge.clear()
-            if target is None:
-                await self._nudge.wait()
+            self._aimed.clear()
+            if self._target is None:
+                await self._aimed.wait()
                 continue
+            # A target that vanished is not waited for when another one is known: its deadlines
+            # would be clients' waiting.
+            following = asyncio.create_task(self._follow(self._target))
+            aimed = asyncio.create_task(self._aimed.wait())
+            try:
+                await asyncio.wait((following, aimed), return_when=asyncio.FIRST_COMPLETED)
+            finally:
+                following.cancel()
+                aimed.cancel()
+                ends = await asyncio.gather(following, aimed, return_exceptions=True)
+            if isinstance(ends[0], Exception):
+                raise ends[0]
+
+    async def _follow(self, target: Target) -> None:
+        """Connect and ask for ever."""
+        while True:
+            self._nudge.clear()
             try:
                 link = await self._connect(target)
             except LinkLost as error:
@@ -70,7 +87,7 @@ class PrimaryProbe:
                 await self._sleep(_RETRY_S)
                 continue
             try:
-                await self._follow(link, target)
+                await self._ask(link, target)
             except LinkLost as error:
                 # Connect again at once: it may have been only this connection that was ended.
                 log.info("the connection to the primary was lost: %s", error)
@@ -83,10 +100,10 @@ class PrimaryProbe:
 
         return await Link.open(self._parameters(target), deadline_s=_OPEN_S, on_lost=lost)
 
-    async def _follow(self, link: Link, target: Target) -> None:
-        """Ask again and again until the connection ends (LinkLost) or the target changes."""
+    async def _ask(self, link: Link, target: Target) -> None:
+        """Ask again and again until the connection ends: LinkLost."""
         try:
-            while target == self._target:
+            while True:
                 self._nudge.clear()
                 try:
                     rows = await link.query(_QUESTION, deadline_s=_ANSWER_S)

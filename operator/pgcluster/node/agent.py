@@ -15,10 +15,10 @@ from collections.abc import Awaitable, Callable
 from pgcluster.api import names
 from pgcluster.api.config import ClusterConfig
 from pgcluster.api.errors import FatalError, PgClusterError, RetryError
+from pgcluster.clock import monotonic_s
 from pgcluster.kube.client import KubeClient
 from pgcluster.kube.resources import CONFIG_MAPS
 from pgcluster.node import files, http, ipc
-from pgcluster.node.clock import monotonic_s
 from pgcluster.node.instance import Instance
 from pgcluster.node.members import Reporter, candidate_document
 from pgcluster.node.metrics import Metrics

@@ -16,10 +16,10 @@ import psycopg
 from pgcluster.api import names
 from pgcluster.api.config import ClusterConfig
 from pgcluster.api.errors import RetryError
+from pgcluster.clock import monotonic_s
 from pgcluster.kube.client import KubeClient
 from pgcluster.kube.errors import Forbidden
 from pgcluster.kube.resources import CONFIG_MAPS, SECRETS
-from pgcluster.node.clock import monotonic_s
 from pgcluster.node.files import read_secret
 from pgcluster.node.members import Members, patch_pod
 from pgcluster.postgres import roles

@@ -16,9 +16,9 @@ from prometheus_client import CollectorRegistry, Counter
 from pgcluster.api import names
 from pgcluster.api.config import ClusterConfig
 from pgcluster.api.errors import PgClusterError
+from pgcluster.clock import monotonic_s, utc_now
 from pgcluster.kube.client import KubeClient
 from pgcluster.kube.resources import EVENTS
-from pgcluster.node.clock import monotonic_s, utc_now
 
 log = logging.getLogger(__name__)
 

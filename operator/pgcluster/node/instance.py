@@ -14,8 +14,8 @@ from pgcluster import __version__
 from pgcluster.api.config import ClusterConfig, LeaseConfig
 from pgcluster.api.reports import InstanceReport, InstanceState
 from pgcluster.api.wal import WalPoint
+from pgcluster.clock import monotonic_s, utc_now
 from pgcluster.kube.client import KubeClient
-from pgcluster.node.clock import monotonic_s, utc_now
 from pgcluster.node.duties import Duties
 from pgcluster.node.events import Events
 from pgcluster.node.lease import LeaseKeeper

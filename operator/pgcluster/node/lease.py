@@ -16,10 +16,10 @@ from pgcluster.api import names
 from pgcluster.api.config import LeaseConfig
 from pgcluster.api.errors import PgClusterError
 from pgcluster.api.wal import WalPoint
+from pgcluster.clock import monotonic_s, utc_now
 from pgcluster.kube.client import KubeClient
 from pgcluster.kube.errors import Conflict
 from pgcluster.kube.resources import LEASES
-from pgcluster.node.clock import monotonic_s, utc_now
 from pgcluster.topology.lease import LeaseRecord, LeaseView
 
 log = logging.getLogger(__name__)

@@ -9,7 +9,7 @@ from collections.abc import Callable
 from pgcluster.api import names
 from pgcluster.api.config import ClusterConfig
 from pgcluster.api.reports import PromotionPhases
-from pgcluster.node.clock import monotonic_s, utc_now
+from pgcluster.clock import monotonic_s, utc_now
 from pgcluster.node.gate import Deny, GateFacts, Pass, Take, decide_gate
 from pgcluster.node.lease import LeaseKeeper
 from pgcluster.node.members import Members

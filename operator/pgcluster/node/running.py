@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 
-from pgcluster.node.clock import monotonic_s
+from pgcluster.clock import monotonic_s
 from pgcluster.node.instance import Instance
 from pgcluster.node.metrics import Metrics
 from pgcluster.node.promotion import host

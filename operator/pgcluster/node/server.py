@@ -13,7 +13,7 @@ from pathlib import Path
 from pgcluster.api import names
 from pgcluster.api.config import ClusterConfig
 from pgcluster.api.errors import RetryError
-from pgcluster.node.clock import monotonic_s
+from pgcluster.clock import monotonic_s
 from pgcluster.node.data import DataDirectories
 from pgcluster.node.fence import Fence
 from pgcluster.node.processes import Child, clear_survivors

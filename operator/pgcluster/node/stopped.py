@@ -6,7 +6,7 @@ import logging
 from dataclasses import replace
 
 from pgcluster.api.errors import RetryError
-from pgcluster.node.clock import monotonic_s
+from pgcluster.clock import monotonic_s
 from pgcluster.node.instance import Instance
 from pgcluster.node.promotion import host
 from pgcluster.node.start import (

@@ -14,11 +14,11 @@ from dataclasses import replace
 
 from pgcluster.api.errors import FatalError, PgClusterError
 from pgcluster.api.reports import PoolerReport
+from pgcluster.clock import monotonic_s
 from pgcluster.pgbouncer.admin import Admin
 from pgcluster.pgbouncer.rows import Database, Server
 from pgcluster.pooler import http
 from pgcluster.pooler.apply import Applier, NotAccepted
-from pgcluster.pooler.clock import monotonic_s
 from pgcluster.pooler.commands import Commands
 from pgcluster.pooler.decide import (
     STUCK_S,

@@ -10,8 +10,8 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 from pgcluster.api.errors import PgClusterError
+from pgcluster.clock import utc_now
 from pgcluster.pgbouncer.admin import Admin
-from pgcluster.pooler.clock import utc_now
 from pgcluster.pooler.decide import CutOff, Pause, Resume
 from pgcluster.pooler.metrics import Metrics
 

@@ -6,9 +6,9 @@ import logging
 
 from pgcluster.api import names
 from pgcluster.api.errors import PgClusterError
+from pgcluster.clock import monotonic_s
 from pgcluster.pgbouncer.admin import Admin
 from pgcluster.pooler.apply import Applier, NotAccepted
-from pgcluster.pooler.clock import monotonic_s
 from pgcluster.pooler.decide import RETRY_S
 from pgcluster.pooler.files import Files
 from pgcluster.pooler.metrics import Metrics

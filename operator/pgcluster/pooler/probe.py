@@ -12,8 +12,8 @@ import logging
 from collections.abc import Callable
 
 from pgcluster.api import names
+from pgcluster.clock import monotonic_s
 from pgcluster.pgbouncer.link import Link, LinkLost, Refused, accepts_connections
-from pgcluster.pooler.clock import monotonic_s
 from pgcluster.pooler.decide import Probe, ProbeState
 
 log = logging.getLogger(__name__)

@@ -8,7 +8,7 @@ from collections.abc import Callable
 
 from pgcluster.api import names
 from pgcluster.api.errors import PgClusterError, RetryError
-from pgcluster.pooler.clock import monotonic_s
+from pgcluster.clock import monotonic_s
 from pgcluster.pooler.decide import Lease, Offer
 from pgcluster.pooler.files import Files, offer
 from pgcluster.pooler.source import Source

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import random
 import shutil
 import signal
 import socket
@@ -16,6 +17,7 @@ import psycopg
 
 USER = "postgres"  # of the operating system, where the tests run as root: postgres refuses root
 DEADLINE_S = 30.0
+_ports = iter(random.SystemRandom().sample(range(15000, 30000), 5000))
 
 
 def as_user(arguments: Sequence[str | Path], *, reads_all: bool = False) -> list[str]:
@@ -57,10 +59,17 @@ def pgbouncers() -> list[Path]:
 
 
 def free_port() -> int:
-    """A port that was free on all loopback addresses a moment ago."""
-    with socket.socket() as probe:
-        probe.bind(("0.0.0.0", 0))
-        return int(probe.getsockname()[1])
+    """A port that is free on all loopback addresses and is handed out once.
+
+    From below the kernel's ephemeral range: one from inside of it can become the local end of
+    somebody's outgoing connection between here and the server's bind.
+    """
+    for port in _ports:
+        with socket.socket() as probe, contextlib.suppress(OSError):
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            probe.bind(("0.0.0.0", port))
+            return port
+    raise AssertionError("no free port below the ephemeral range")
 
 
 def eventually(condition: Callable[[], object], *, within: float, what: str) -> None:

@@ -34,6 +34,14 @@ MANAGED_BY = "pgcluster-operator"
 ANNOTATION_SYSTEM_ID = f"{GROUP}/system-identifier"
 ANNOTATION_TIMELINE = f"{GROUP}/timeline"
 ANNOTATION_WAL_POSITION = f"{GROUP}/wal-position"
+# … whether that position is the exact end, after a stop in order;
+ANNOTATION_FINAL = f"{GROUP}/final"
+# … what its commits wait for (topology/quorum.py);
+ANNOTATION_SYNCHRONOUS = f"{GROUP}/synchronous"
+# … who held it last, which a released Lease would forget,
+ANNOTATION_LAST_HOLDER = f"{GROUP}/last-holder"
+# … and a word that the kubelet repeats when this very container has ended.
+ANNOTATION_CONTAINER = f"{GROUP}/holder-container"
 # On a postgres pod, written by its agent: one JSON document, see api/reports.py.
 ANNOTATION_INSTANCE = f"{GROUP}/instance"
 # On rendered objects: the hash of what they were rendered from.

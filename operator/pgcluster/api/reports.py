@@ -65,6 +65,12 @@ class InstanceReport(_Report):
     upstream: str | None = None  # pod that a standby streams from
     repmgrd: bool = False
     postgres_version: str | None = None  # such as "17.11"
+    # What commits wait for, as synchronous_standby_names has it (primary only), and how many of the
+    # standbys that it wants are missing now
+    synchronous: str | None = None
+    synchronous_missing: int = 0
+    # The primary goes on without the API server, by the word of all other instances
+    failsafe: bool = False
     pending_restart: tuple[str, ...] = ()  # parameters that wait for a restart
     progress: str | None = None  # such as "clone: 412 of 2048 MiB"
     promotion: PromotionPhases | None = None

@@ -141,6 +141,7 @@ class Reconciler:
                 system_identifier=observed.system_identifier,
                 timeline=status.known_status(observed).timeline,
                 epoch=status.known_status(observed).epoch,
+                primary=status.known_status(observed).primary,
             ),
         ]
         await applier.check([*kept, *manifests])

@@ -10,7 +10,8 @@ import asyncio
 import contextlib
 import logging
 import signal
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
+from typing import Any
 
 from pgcluster.api import names
 from pgcluster.api.config import ClusterConfig
@@ -18,13 +19,15 @@ from pgcluster.api.errors import FatalError, PgClusterError, RetryError
 from pgcluster.clock import monotonic_s
 from pgcluster.kube.client import KubeClient
 from pgcluster.kube.resources import CONFIG_MAPS
-from pgcluster.node import files, http, ipc
+from pgcluster.node import files, http, ipc, peers
 from pgcluster.node.instance import Instance
 from pgcluster.node.members import Reporter, candidate_document
 from pgcluster.node.metrics import Metrics
+from pgcluster.node.remote import Remote
 from pgcluster.node.running import Running
 from pgcluster.node.settings import Settings
 from pgcluster.node.stopped import Stopped
+from pgcluster.render import repmgr as render_repmgr
 
 log = logging.getLogger(__name__)
 
@@ -63,8 +66,12 @@ class Agent:
         runner = await http.serve(
             alive=lambda: monotonic_s() - self._beat_s < _ALIVE_WITHIN_S,
             ready=self._instance.ready,
-            status=self._status,
             registry=self._instance.registry,
+        )
+        remote = Remote(lambda: render_repmgr.bindir(self._instance.config.postgres_major))
+        peer_runner = await peers.serve(
+            {("GET", "/status"): self._status, ("POST", "/run"): remote.run},
+            self._instance.credentials,
         )
         beat = asyncio.create_task(self._beat(), name="beat")
         try:
@@ -73,6 +80,8 @@ class Agent:
                 await self._live()
         finally:
             beat.cancel()
+            await self._instance.peers.close()
+            await peer_runner.cleanup()
             await runner.cleanup()
 
     async def _live(self) -> None:
@@ -264,7 +273,7 @@ class Agent:
 
     # --- what comes and goes by the API -------------------------------------------------------
 
-    async def _status(self) -> str:
+    async def _status(self, _: Mapping[str, Any]) -> Mapping[str, Any]:
         instance = self._instance
         return candidate_document(
             instance.candidate(), instance.report(), {"epoch": instance.lease.epoch}

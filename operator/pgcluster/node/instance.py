@@ -11,6 +11,7 @@ from collections.abc import Callable
 from prometheus_client import CollectorRegistry
 
 from pgcluster import __version__
+from pgcluster.api import names
 from pgcluster.api.config import ClusterConfig, LeaseConfig
 from pgcluster.api.reports import InstanceReport, InstanceState
 from pgcluster.api.wal import WalPoint
@@ -20,6 +21,7 @@ from pgcluster.node.duties import Duties
 from pgcluster.node.events import Events
 from pgcluster.node.lease import LeaseKeeper
 from pgcluster.node.members import Members
+from pgcluster.node.peers import Credentials, Peers
 from pgcluster.node.processes import Child
 from pgcluster.node.promotion import Promotion
 from pgcluster.node.server import Server
@@ -65,8 +67,11 @@ class Instance:
             renewed=self.server.fence.extend,
             changed=wake,
         )
+        self.credentials = Credentials(names.peer_name(settings.cluster, settings.namespace))
+        self.peers = Peers(self.credentials)
         self.members = Members(
             client,
+            self.peers,
             cluster=settings.cluster,
             namespace=settings.namespace,
             me=self.me,

@@ -3,24 +3,21 @@
 from __future__ import annotations
 
 import asyncio
-import json
 import logging
 from collections.abc import Callable, Mapping
 from typing import Any
 
-import aiohttp
-
 from pgcluster.api import names
+from pgcluster.api.errors import RetryError
 from pgcluster.api.reports import InstanceReport
 from pgcluster.api.wal import Lsn, WalPoint
 from pgcluster.kube.client import KubeClient
 from pgcluster.kube.resources import PODS
+from pgcluster.node.peers import Peers
 from pgcluster.topology.election import Candidate
 from pgcluster.topology.pods import reads, report_of
 
 log = logging.getLogger(__name__)
-
-_ASK_DEADLINE_S = 1.0
 
 
 class Members:
@@ -32,6 +29,7 @@ class Members:
     def __init__(
         self,
         client: KubeClient,
+        peers: Peers,
         *,
         cluster: str,
         namespace: str,
@@ -39,6 +37,7 @@ class Members:
         changed: asyncio.Event,
     ) -> None:
         self._client = client
+        self._peers = peers
         self._cluster = cluster
         self._namespace = namespace
         self._me = me
@@ -93,17 +92,17 @@ class Members:
     async def candidates(self) -> dict[str, Candidate]:
         """Ask every other instance's agent what it has; whoever does not answer is absent."""
         others = {pod: ip for pod, ip in self.addresses().items() if pod != self._me}
-        async with aiohttp.ClientSession(
-            timeout=aiohttp.ClientTimeout(total=_ASK_DEADLINE_S)
-        ) as session:
-            answers = await asyncio.gather(
-                *(_ask(session, ip) for ip in others.values()), return_exceptions=True
-            )
+        answers = await asyncio.gather(*(self._ask(address) for address in others.values()))
         return {
-            pod: answer
-            for pod, answer in zip(others, answers, strict=True)
-            if isinstance(answer, Candidate)
+            pod: answer for pod, answer in zip(others, answers, strict=True) if answer is not None
         }
+
+    async def _ask(self, address: str) -> Candidate | None:
+        try:
+            return parse_candidate(await self._peers.ask(address, "/status"))
+        except (RetryError, ValueError) as error:
+            log.debug("no candidate: %s", error)
+            return None
 
     async def close(self) -> None:
         """Stop watching."""
@@ -128,29 +127,21 @@ class Members:
         self._changed.set()
 
 
-async def _ask(session: aiohttp.ClientSession, address: str) -> Candidate:
-    async with session.get(f"http://{address}:{names.PORT_AGENT}/status") as response:
-        response.raise_for_status()
-        return parse_candidate(await response.json())
-
-
 def candidate_document(
     candidate: Candidate, report: InstanceReport, extra: Mapping[str, Any]
-) -> str:
+) -> Mapping[str, Any]:
     """What an agent answers to `/status`."""
     point = candidate.point
-    return json.dumps(
-        {
-            "candidate": {
-                "systemIdentifier": candidate.system_identifier,
-                "timeline": point.timeline if point else None,
-                "lsn": str(point.lsn) if point else None,
-                "barred": candidate.barred,
-            },
-            "report": report.model_dump(mode="json"),
-            **extra,
-        }
-    )
+    return {
+        "candidate": {
+            "systemIdentifier": candidate.system_identifier,
+            "timeline": point.timeline if point else None,
+            "lsn": str(point.lsn) if point else None,
+            "barred": candidate.barred,
+        },
+        "report": report.model_dump(mode="json"),
+        **extra,
+    }
 
 
 def parse_candidate(document: Mapping[str, Any]) -> Candidate:

@@ -90,6 +90,7 @@ REPMGR_CONF = f"{RUN}/repmgr.conf"
 REPMGR_CONF_LINK = "/etc/repmgr.conf"  # where repmgr looks by itself; the image links it
 PASSFILE = f"{RUN}/pgpass"
 HOSTS_FILE = f"{RUN}/hosts"
+TERMINATION_LOG = "/dev/termination-log"  # the kubelet reads it when the container has ended
 AGENT_CLIENT = "/usr/local/bin/pgcluster-event"  # repmgr's commands call it
 
 # --- mounts shared by the pods ----------------------------------------------------------------

@@ -66,6 +66,7 @@ def compute(
         summary=situation.summary(),
         primary=primary.name if primary else None,
         timeline=report.timeline if report else known.timeline,
+        synchronous=report.synchronous if report else known.synchronous,
         system_identifier=observed.system_identifier,
         epoch=observed.epoch if observed.lease else known.epoch or 0,
         instances=len(members),
@@ -169,7 +170,11 @@ class _Situation:
                 )
         return (
             c.NO_PRIMARY,
-            "no instance is the primary; clients of the pools wait" + (f" ({doing})" * bool(doing)),
+            "no instance is the primary; clients of the pools wait"
+            + (f" ({doing})" * bool(doing))
+            + ". Bring the missing instances back; or, where losing the last commits is better than"
+            " waiting, name the instance to promote:"
+            f" spec.failover.forcePromotion: {{instance: …, epoch: {self.observed.epoch}}}",
         )
 
     # --- conditions ---------------------------------------------------------------------------
@@ -206,6 +211,8 @@ class _Situation:
             if self._new:
                 return fine
             return c.DEGRADED, True, *missing
+        if told := self._replication():
+            return c.DEGRADED, True, *told
         failed = self.primary.report.failed_objects if self.primary.report else {}
         if failed:
             told = "; ".join(f"{name}: {why}" for name, why in sorted(failed.items()))
@@ -214,6 +221,26 @@ class _Situation:
         if found:
             return c.DEGRADED, True, found[0].reason, problems.summary(found)
         return fine
+
+    def _replication(self) -> tuple[str, str] | None:
+        """What is wrong with how the primary's right to write, or its commits, are kept safe."""
+        report = self.primary.report if self.primary else None
+        if report is None:
+            return None
+        if report.synchronous_missing:
+            waits = report.synchronous or "no standby"
+            return (
+                c.SYNCHRONOUS_MISSING,
+                f"{report.synchronous_missing} of the standbys that commits should wait for do not"
+                f" stream; they wait for {waits}",
+            )
+        if report.failsafe:
+            return (
+                c.FAILSAFE,
+                "the primary cannot renew its Lease at the API server, and goes on by the word of"
+                " all other instances; no failover is possible meanwhile",
+            )
+        return None
 
     def _stalled(self) -> Wanted:
         if self.outcome.blocked is not None:

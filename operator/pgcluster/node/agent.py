@@ -11,6 +11,7 @@ import contextlib
 import logging
 import signal
 from collections.abc import Awaitable, Callable, Mapping
+from pathlib import Path
 from typing import Any
 
 from pgcluster.api import names
@@ -21,7 +22,7 @@ from pgcluster.kube.client import KubeClient
 from pgcluster.kube.resources import CONFIG_MAPS
 from pgcluster.node import files, http, ipc, peers
 from pgcluster.node.instance import Instance
-from pgcluster.node.members import Reporter, candidate_document
+from pgcluster.node.members import Reporter, candidate_document, parse_failsafe
 from pgcluster.node.metrics import Metrics
 from pgcluster.node.remote import Remote
 from pgcluster.node.running import Running
@@ -70,7 +71,11 @@ class Agent:
         )
         remote = Remote(lambda: render_repmgr.bindir(self._instance.config.postgres_major))
         peer_runner = await peers.serve(
-            {("GET", "/status"): self._status, ("POST", "/run"): remote.run},
+            {
+                ("GET", "/status"): self._status,
+                ("POST", "/failsafe"): self._acknowledge,
+                ("POST", "/run"): remote.run,
+            },
             self._instance.credentials,
         )
         beat = asyncio.create_task(self._beat(), name="beat")
@@ -86,10 +91,13 @@ class Agent:
 
     async def _live(self) -> None:
         instance = self._instance
-        files.write_all(instance.config, instance.me)
-        files.write_hosts(instance.config, {instance.me: self._settings.pod_ip})
+        instance.write_configuration()
+        # What a former container of this pod knew may be all there is while the API is away.
+        if not Path(names.HOSTS_FILE).exists():
+            files.write_hosts(instance.config, {instance.me: self._settings.pod_ip})
+        files.leave_word(self._settings.container)
         socket = await ipc.serve(names.AGENT_SOCKET, self._request)
-        instance.server.fence.start()
+        await instance.server.fence.start()
         instance.members.follow(instance.config.instances)
         background = [
             asyncio.create_task(coroutine, name=name)
@@ -118,7 +126,7 @@ class Agent:
             task.cancel()
         await asyncio.gather(*background, stop, return_exceptions=True)
         socket.close()
-        instance.server.fence.stop()
+        await instance.server.fence.stop()
         await instance.members.close()
         if broken:
             raise FatalError("a part of the agent ended")
@@ -279,6 +287,19 @@ class Agent:
             instance.candidate(), instance.report(), {"epoch": instance.lease.epoch}
         )
 
+    async def _acknowledge(self, document: Mapping[str, Any]) -> Mapping[str, Any]:
+        """The primary cannot be heard by the API server, and asks whether it may go on."""
+        instance = self._instance
+        try:
+            record = parse_failsafe(document)
+        except (KeyError, TypeError, ValueError) as error:
+            raise RetryError(f"this is no failsafe request: {error}") from error
+        refusal = instance.lease.acknowledge(record)
+        addresses = document.get("addresses")
+        if refusal is None and isinstance(addresses, dict):
+            instance.members.learn({str(pod): str(ip) for pod, ip in addresses.items()})
+        return {} if refusal is None else {"refused": refusal}
+
     async def _watch_config(self) -> None:
         """Follow the cluster's configuration: a mounted ConfigMap lags by a minute or more."""
         name = names.config_map(self._settings.cluster)
@@ -300,7 +321,7 @@ class Agent:
             return
         instance.config = config
         instance.members.follow(config.instances)
-        if files.write_all(config, instance.me) and instance.server.running:
+        if instance.write_configuration() and instance.server.running:
             instance.server.reload()
             log.info("postgres was told to reload its configuration")
         self._wake.set()

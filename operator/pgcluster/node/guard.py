@@ -11,6 +11,7 @@ Usage: guard.py PGDATA, with lines on standard input: `until SECONDS` of CLOCK_B
 The end of standard input while armed is the end of the agent, and ends postgres too.
 """
 
+import contextlib
 import os
 import select
 import signal
@@ -31,11 +32,9 @@ def workers(pgdata: str) -> list[int]:
     found = []
     for entry in os.listdir("/proc"):
         if entry.isdigit():
-            try:
+            with contextlib.suppress(OSError):
                 if os.readlink(f"/proc/{entry}/cwd") == pgdata:
                     found.append(int(entry))
-            except OSError:
-                continue
     return found
 
 
@@ -45,15 +44,11 @@ def strike(pgdata: str) -> None:
     for attempt in range(int(_GIVE_UP_S / _AGAIN_S)):
         pids = workers(pgdata)
         for pid in pids:
-            try:
+            with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
-            except ProcessLookupError:
-                continue
         if attempt == 0:
-            try:
+            with contextlib.suppress(OSError):
                 os.close(os.open(f"{pgdata}/standby.signal", os.O_CREAT | os.O_WRONLY, 0o600))
-            except OSError:
-                pass
         if not pids:
             break
         time.sleep(_AGAIN_S)

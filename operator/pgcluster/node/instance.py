@@ -17,6 +17,7 @@ from pgcluster.api.reports import InstanceReport, InstanceState
 from pgcluster.api.wal import WalPoint
 from pgcluster.clock import monotonic_s, utc_now
 from pgcluster.kube.client import KubeClient
+from pgcluster.node import files
 from pgcluster.node.duties import Duties
 from pgcluster.node.events import Events
 from pgcluster.node.lease import LeaseKeeper
@@ -27,8 +28,11 @@ from pgcluster.node.promotion import Promotion
 from pgcluster.node.server import Server
 from pgcluster.node.settings import Settings
 from pgcluster.node.standing import Standing
+from pgcluster.node.synchronous import Synchronous
+from pgcluster.postgres.control import ControlData
 from pgcluster.postgres.local import Observation
 from pgcluster.topology.election import Candidate
+from pgcluster.topology.lease import Mark
 
 log = logging.getLogger(__name__)
 
@@ -57,6 +61,7 @@ class Instance:
         self.registry = CollectorRegistry()
         self.server = Server(lambda: self.config, self.me, ended=wake)
         self.repmgrd = Child("repmgrd", ended=wake)
+        self.synchronous = Synchronous(self.me)
         self.lease = LeaseKeeper(
             client,
             cluster=settings.cluster,
@@ -64,6 +69,9 @@ class Instance:
             me=self.me,
             timing=self._timing,
             mark=self._mark,
+            quorums=lambda: self.synchronous.quorums(self.config),
+            container=settings.container,
+            failsafe=lambda record: self.members.acknowledge(record, self.config.instances),
             renewed=self.server.fence.extend,
             changed=wake,
         )
@@ -107,6 +115,8 @@ class Instance:
         self.hands_off_until_s = 0.0
         # The end of WAL that a clean stop of this primary has left.
         self.final_point: WalPoint | None = None
+        # Its recovery took too long once, and nobody else took over.
+        self.recovers_alone = False
 
     # --- what others ask ----------------------------------------------------------------------
 
@@ -127,6 +137,7 @@ class Instance:
         return Candidate(
             self.standing.system_identifier,
             self.standing.point,
+            exact=self.standing.exact,
             barred=self.leaving()
             or self.must_rejoin
             or self.standing.state in ("cloning", "rewinding", "refused", "fenced"),
@@ -144,6 +155,7 @@ class Instance:
         self.standing.see(observed)
         self.standing.holding = self.lease.holding()
         self.final_point = None
+        self.recovers_alone = False
         self.in_service = True
         self.duties.forget()
         self.say("running", "postgres runs")
@@ -158,8 +170,7 @@ class Instance:
             await self.server.checkpoint()
         await self.duties.close()
         await self.server.stop()
-        self.standing.control = await self.server.control()
-        self.standing.observed = None
+        self.rest(await self.server.control())
         if was_primary and self.standing.control is not None:
             self.final_point = self.standing.control.point
 
@@ -168,7 +179,17 @@ class Instance:
         self.in_service = False
         await self.duties.close()
         await self.server.stop(fast=False)
-        self.standing.observed = None
+        self.rest(await self.server.control())
+
+    def rest(self, control: ControlData | None) -> None:
+        """postgres does not run: take note of its data directory."""
+        self.standing.rest(control)
+        self.synchronous.stopped()
+
+    def write_configuration(self) -> bool:
+        """Write every configuration file; True where postgres should reload."""
+        setting = self.synchronous.setting(self.config)
+        return files.write_all(self.config, self.me, synchronous=setting)
 
     async def keep_repmgrd(self) -> None:
         """Have repmgrd run."""
@@ -198,11 +219,11 @@ class Instance:
     def _timing(self) -> LeaseConfig:
         return self.config.failover.lease
 
-    def _mark(self) -> tuple[str | None, WalPoint | None]:
+    def _mark(self) -> Mark:
         """What the Lease's holder writes into it: only what a primary can vouch for."""
         standing = self.standing
         if self.final_point is not None:
-            return standing.system_identifier, self.final_point
+            return Mark(standing.system_identifier, self.final_point, final=True)
         if standing.observed is not None and not standing.observed.in_recovery:
-            return standing.system_identifier, standing.point
-        return standing.system_identifier, None
+            return Mark(standing.system_identifier, standing.point)
+        return Mark(standing.system_identifier, None)

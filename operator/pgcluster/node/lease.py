@@ -83,6 +83,9 @@ class LeaseKeeper:
         self._promise: tuple[str, float] | None = None
         self._soon = asyncio.Event()
         self._changed = changed
+        # Whether it was taken from a holder that had not given it up.
+        self.taken_over = False
+        # Since when every other instance's word stands in for the API server's.
         self.failsafe_since_s: float | None = None
 
     @property
@@ -153,6 +156,7 @@ class LeaseKeeper:
         record = self._parse(manifest)
         if not self._may_take(record, ended):
             return False
+        self.taken_over = record.holder not in ("", self._me)
         sent_s = monotonic_s()
         self._hold(await self._write(manifest, holder=self._me), sent_s)
         log.info("took the Lease", extra={"epoch": self.epoch})

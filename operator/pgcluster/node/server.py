@@ -32,6 +32,10 @@ _FAST_STOP_S = 90.0
 _IMMEDIATE_STOP_S = 2.0
 
 
+class TooSlow(RetryError):
+    """postgres was stopped because its recovery took longer than it may."""
+
+
 class VolumeLock:
     """One postgres a volume: held as long as anything of this container lives.
 
@@ -88,7 +92,7 @@ class Server:
     async def start(
         self, *, primary_until_s: float | None, within_s: float | None = None
     ) -> Observation:
-        """Start postgres and wait until it answers; RetryError where it ended instead.
+        """Start postgres and wait until it answers; RetryError where it ended instead, or TooSlow.
 
         `primary_until_s` is the fence's deadline for a start as primary; None starts a standby,
         with standby.signal in place before anything runs. `within_s` bounds its recovery: where
@@ -125,7 +129,7 @@ class Server:
                 await asyncio.sleep(_POLL_S)
             if within_s is not None and monotonic_s() - began_s > within_s:
                 await self.stop(fast=False)
-                raise RetryError(f"postgres has not recovered within {within_s:g} s")
+                raise TooSlow(f"postgres has not recovered within {within_s:g} s")
         raise RetryError(f"postgres ended while starting, status {self.child.last_status}")
 
     async def promote(self, until_s: float) -> str | None:

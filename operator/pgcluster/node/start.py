@@ -14,7 +14,7 @@ from pgcluster.api.wal import WalPoint
 from pgcluster.topology.election import Candidate, Elected, Rules, below_mark, elect
 from pgcluster.topology.lease import LeaseView, Mark
 
-# A primary that gave the Lease up lets another instance take it for so long before it takes it back.
+# Who gave the Lease up lets another instance take it for so long before it takes it back.
 _TAKE_BACK_AFTER_S = 15.0
 # Instances other than the first let it go ahead with a new cluster for this long each.
 _BOOTSTRAP_STAGGER_S = 3.0

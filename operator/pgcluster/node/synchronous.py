@@ -1,4 +1,4 @@
-"""Synchronous replication of one instance: what its commits wait for, and what the Lease says of it.
+"""Synchronous replication of one instance: what its commits wait for, and what the Lease says.
 
 A change is made in three steps, each after the other is seen: the Lease lists the old and the new
 quorum, postgres loads the new one, the Lease lists it alone. Whoever is promoted in between has to

@@ -38,6 +38,18 @@ async def ensure_internal(*, repmgr_password: str, pooler_password: str) -> None
     """Make what repmgr and the poolers need; psycopg.Error where the server says no."""
     async with await _connect("postgres") as connection:
         await _role(connection, names.ROLE_REPMGR, "LOGIN SUPERUSER REPLICATION", repmgr_password)
+        if not await _one(
+            connection,
+            "SELECT 1 FROM pg_db_role_setting s JOIN pg_roles r ON r.oid = s.setrole"
+            " WHERE r.rolname = %s AND 'synchronous_commit=local' = ANY (s.setconfig)",
+            names.ROLE_REPMGR,
+        ):
+            # What repmgr writes must not wait for standbys that it has yet to let in.
+            await connection.execute(
+                sql.SQL("ALTER ROLE {} SET synchronous_commit = local").format(
+                    sql.Identifier(names.ROLE_REPMGR)
+                )
+            )
         await _database(connection, names.DB_REPMGR, names.ROLE_REPMGR)
         await _role(connection, names.ROLE_POOLER, "LOGIN", pooler_password)
         if not await _one(

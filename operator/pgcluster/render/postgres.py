@@ -32,9 +32,7 @@ def preload_libraries(config: ClusterConfig) -> str:
     return ",".join(["repmgr", *(name for name in wanted if name and name != "repmgr")])
 
 
-def parameters(
-    config: ClusterConfig, *, instance: str, synchronous: str = ""
-) -> dict[str, str]:
+def parameters(config: ClusterConfig, *, instance: str, synchronous: str = "") -> dict[str, str]:
     """Every parameter of an instance: our defaults, the user's, then what the operator owns.
 
     `synchronous` is what its commits are to wait for when it is the primary.
@@ -99,10 +97,7 @@ def quote(value: str) -> str:
 def postgresql_conf(config: ClusterConfig, *, instance: str, synchronous: str = "") -> str:
     """`postgresql.conf` of an instance."""
     values = parameters(config, instance=instance, synchronous=synchronous)
-    lines = [
-        f"{name} = {quote(value)}"
-        for name, value in sorted(values.items())
-    ]
+    lines = [f"{name} = {quote(value)}" for name, value in sorted(values.items())]
     return "\n".join(lines) + "\n"
 
 

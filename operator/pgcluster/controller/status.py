@@ -211,8 +211,8 @@ class _Situation:
             if self._new:
                 return fine
             return c.DEGRADED, True, *missing
-        if told := self._replication():
-            return c.DEGRADED, True, *told
+        if risk := self._replication():
+            return c.DEGRADED, True, *risk
         failed = self.primary.report.failed_objects if self.primary.report else {}
         if failed:
             told = "; ".join(f"{name}: {why}" for name, why in sorted(failed.items()))

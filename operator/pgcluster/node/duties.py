@@ -22,6 +22,7 @@ from pgcluster.kube.errors import Forbidden
 from pgcluster.kube.resources import CONFIG_MAPS, SECRETS
 from pgcluster.node.files import read_secret
 from pgcluster.node.members import Members, patch_pod
+from pgcluster.node.metadata import Metadata
 from pgcluster.postgres import roles
 from pgcluster.postgres.local import LocalPostgres
 from pgcluster.render import pgbouncer as render_pgbouncer
@@ -63,6 +64,7 @@ class Duties:
         self._me = me
         self._address = address
         self._repmgr_database = LocalPostgres(names.DB_REPMGR)
+        self._metadata = Metadata(self._repmgr_database, config, lambda: self.repmgr, me=me)
         self._internal_done = False
         self._declared: ClusterConfig | None = None
         self._declared_again_s = 0.0
@@ -182,13 +184,15 @@ class Duties:
         return passwords, missing
 
     async def ensure_primary_row(self) -> None:
-        """Register this instance as the primary where repmgr does not know it as one."""
-        row = await self._row()
-        if row == Row("primary", True, self._conninfo(), None):
-            return
-        result = await self.repmgr.primary_register()
-        if result.status != 0:
-            raise RetryError(f"repmgr primary register failed: {result.last_line}")
+        """Register this instance as the primary where repmgr does not know it as one.
+
+        Then see to the rows of the others: see metadata.py.
+        """
+        if await self._row() != Row("primary", True, self._conninfo(), None):
+            result = await self.repmgr.primary_register()
+            if result.status != 0:
+                raise RetryError(f"repmgr primary register failed: {result.last_line}")
+        await self._metadata.keep()
 
     async def drop_stale_slots(self) -> None:
         """Drop slots of instances that are no more; they would keep WAL for ever."""
@@ -207,7 +211,12 @@ class Duties:
     # --- standby ------------------------------------------------------------------------------
 
     async def ensure_standby_row(self, upstream: str) -> None:
-        """Register this instance as a standby of `upstream` where repmgr does not know it so."""
+        """Register this instance as a standby of `upstream` where repmgr does not know it so.
+
+        One that is to go is left unregistered: the primary has removed its row.
+        """
+        if names.ordinal(self._me) >= self._config().instances:
+            return
         row = await self._row()
         if row == Row("standby", True, self._conninfo(), names.node_id(upstream)):
             return

@@ -64,6 +64,7 @@ class InstanceReport(_Report):
     lag_bytes: int | None = None
     upstream: str | None = None  # pod that a standby streams from
     repmgrd: bool = False
+    repmgrd_paused: bool = False  # by a person or a switchover: it takes part in no failover
     postgres_version: str | None = None  # such as "17.11"
     pending_restart: tuple[str, ...] = ()  # parameters that wait for a restart
     progress: str | None = None  # such as "clone: 412 of 2048 MiB"

@@ -63,8 +63,8 @@ class Duties:
         self._config = config
         self._me = me
         self._address = address
-        self._repmgr_database = LocalPostgres(names.DB_REPMGR)
-        self._metadata = Metadata(self._repmgr_database, config, lambda: self.repmgr, me=me)
+        self.repmgr_database = LocalPostgres(names.DB_REPMGR)
+        self._metadata = Metadata(self.repmgr_database, config, lambda: self.repmgr, me=me)
         self._internal_done = False
         self._declared: ClusterConfig | None = None
         self._declared_again_s = 0.0
@@ -78,7 +78,7 @@ class Duties:
 
     async def close(self) -> None:
         """Drop the connection, for instance because the server is about to stop."""
-        await self._repmgr_database.close()
+        await self.repmgr_database.close()
 
     def forget(self) -> None:
         """Look at everything again: the role has changed."""
@@ -242,7 +242,7 @@ class Duties:
     async def _row(self) -> Row | None:
         """This instance's row as its own copy of repmgr's table has it; None where it has none."""
         try:
-            rows = await self._repmgr_database.query(
+            rows = await self.repmgr_database.query(
                 "SELECT type, active, conninfo, upstream_node_id FROM repmgr.nodes"
                 " WHERE node_id = %s",
                 names.node_id(self._me),

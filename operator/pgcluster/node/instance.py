@@ -22,6 +22,7 @@ from pgcluster.node.lease import LeaseKeeper
 from pgcluster.node.members import Members
 from pgcluster.node.processes import Child
 from pgcluster.node.promotion import Promotion
+from pgcluster.node.repmgrd import Repmgrd
 from pgcluster.node.server import Server
 from pgcluster.node.settings import Settings
 from pgcluster.node.standing import Standing
@@ -88,6 +89,9 @@ class Instance:
             server=self.server,
             standing=self.standing,
             leaving=leaving,
+        )
+        self.repmgrd_watch = Repmgrd(
+            self.repmgrd, self.duties.repmgr_database, epoch=lambda: self.lease.epoch
         )
         self.events = Events(client, self.me, self.registry)
         # A rewind was tried since this data directory was last in service.
@@ -166,10 +170,14 @@ class Instance:
         self.standing.observed = None
 
     async def keep_repmgrd(self) -> None:
-        """Have repmgrd run."""
+        """Have repmgrd run, and do its work."""
         if not self.repmgrd.running:
             await self.repmgrd.start(self.duties.repmgr.daemon(), env=os.environ)
+        if trouble := await self.repmgrd_watch.see_to():
+            note = f"{self.me}: repmgrd hung ({trouble}) and was started anew"
+            self.events.post(self.config, "RepmgrdHung", note, normal=False)
         self.standing.repmgrd = self.repmgrd.running
+        self.standing.repmgrd_paused = self.repmgrd_watch.paused
 
     async def stop_repmgrd(self) -> None:
         """Have repmgrd not run."""

@@ -36,6 +36,7 @@ class Standing:
     holding: bool = False
     registered: bool = False
     repmgrd: bool = False
+    repmgrd_paused: bool = False
     upstream: str | None = None
     progress: str | None = None
     promotion: PromotionPhases | None = None
@@ -112,6 +113,7 @@ class Standing:
                 "lag_bytes": coarse(seen.lag_bytes) if seen and seen.in_recovery else None,
                 "upstream": self.upstream if role == "standby" else None,
                 "repmgrd": self.repmgrd,
+                "repmgrd_paused": self.repmgrd_paused,
                 "postgres_version": seen.version if seen else None,
                 "pending_restart": seen.pending_restart if seen else (),
                 "progress": self.progress,

@@ -80,6 +80,7 @@ PG_IDENT_CONF = f"{RUN}/pg_ident.conf"
 REPMGR_CONF = f"{RUN}/repmgr.conf"  # the image links /etc/repmgr.conf to it
 PASSFILE = f"{RUN}/pgpass"
 HOSTS_FILE = f"{RUN}/hosts"
+SPACE_CONF = f"{RUN}/space.conf"  # what postgres may not do while a volume is full
 AGENT_CLIENT = "/usr/local/bin/pgcluster-event"  # repmgr's commands call it
 
 # --- mounts shared by the pods ----------------------------------------------------------------

@@ -12,6 +12,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import psycopg
+from prometheus_client import CollectorRegistry
 
 from pgcluster.api import names
 from pgcluster.api.config import ClusterConfig
@@ -23,6 +24,7 @@ from pgcluster.kube.resources import CONFIG_MAPS, SECRETS
 from pgcluster.node.files import read_secret
 from pgcluster.node.members import Members, patch_pod
 from pgcluster.node.metadata import Metadata
+from pgcluster.node.retention import Retention
 from pgcluster.postgres import roles
 from pgcluster.postgres.local import LocalPostgres
 from pgcluster.render import pgbouncer as render_pgbouncer
@@ -56,6 +58,7 @@ class Duties:
         *,
         me: str,
         address: str,
+        registry: CollectorRegistry | None = None,
     ) -> None:
         self._client = client
         self._members = members
@@ -65,6 +68,7 @@ class Duties:
         self._address = address
         self.repmgr_database = LocalPostgres(names.DB_REPMGR)
         self._metadata = Metadata(self.repmgr_database, config, lambda: self.repmgr, me=me)
+        self.retention = Retention(local, config, me=me, registry=registry)
         self._internal_done = False
         self._declared: ClusterConfig | None = None
         self._declared_again_s = 0.0
@@ -85,6 +89,7 @@ class Duties:
         self._internal_done = False
         self._declared = None
         self._databases_written = None
+        self.retention.forget()
 
     # --- primary ------------------------------------------------------------------------------
 
@@ -195,18 +200,11 @@ class Duties:
         await self._metadata.keep()
 
     async def drop_stale_slots(self) -> None:
-        """Drop slots of instances that are no more; they would keep WAL for ever."""
-        known = {
-            names.slot(names.pod(self._config().name, ordinal))
-            for ordinal in range(self._config().instances)
-        } - {names.slot(self._me)}
-        for row in await self._local.query(
-            "SELECT slot_name FROM pg_replication_slots"
-            " WHERE NOT active AND slot_name LIKE 'repmgr_slot_%%' AND slot_name <> ALL(%s)",
-            sorted(known),
-        ):
-            await self._local.query("SELECT pg_drop_replication_slot(%s)", row["slot_name"])
-            log.info("dropped a stale slot", extra={"slot": row["slot_name"]})
+        """Drop slots of instances that are no more; they would keep WAL for ever.
+
+        And renew invalidated ones: see retention.py.
+        """
+        await self.retention.see_to()
 
     # --- standby ------------------------------------------------------------------------------
 

@@ -1,4 +1,4 @@
-"""Whether repmgrd, which runs, does its work: its main loop turns, repmgr knows it, it is not paused.
+"""Whether a repmgrd that runs does its work: its loop turns, repmgr knows it, it is not paused.
 
 A dead repmgrd is noticed by its end. One that hangs is not noticed by anybody: for repmgr a process
 that exists is running, so the others wait for its vote and `repmgr service status` calls it well.

@@ -40,6 +40,8 @@ async def ensure_internal(*, repmgr_password: str, pooler_password: str) -> None
         await _role(connection, names.ROLE_REPMGR, "LOGIN SUPERUSER REPLICATION", repmgr_password)
         await _database(connection, names.DB_REPMGR, names.ROLE_REPMGR)
         await _role(connection, names.ROLE_POOLER, "LOGIN", pooler_password)
+        for role in ("postgres", names.ROLE_REPMGR):
+            await _always_writes(connection, role)
         if not await _one(
             connection,
             "SELECT 1 FROM pg_proc p JOIN pg_namespace n ON n.oid = p.pronamespace"
@@ -117,6 +119,23 @@ async def _role(connection: Connection, name: str, attributes: str, password: st
         statement_composed += sql.SQL(" PASSWORD {}").format(sql.Literal(scram.verifier(password)))
     await connection.execute(statement_composed)
     log.info("%s role", "altered" if row else "created", extra={"role": name})
+
+
+async def _always_writes(connection: Connection, role: str) -> None:
+    """Except a role from what a full volume forbids (node/space.py): those that can end it, and
+    repmgr, whose metadata must stay right."""
+    if not await _one(
+        connection,
+        "SELECT 1 FROM pg_db_role_setting s JOIN pg_roles r ON r.oid = s.setrole"
+        " WHERE s.setdatabase = 0 AND r.rolname = %s"
+        " AND 'default_transaction_read_only=off' = ANY (s.setconfig)",
+        role,
+    ):
+        await connection.execute(
+            sql.SQL("ALTER ROLE {} SET default_transaction_read_only = off").format(
+                sql.Identifier(role)
+            )
+        )
 
 
 async def _memberships(connection: Connection, user: UserConfig) -> None:

@@ -92,6 +92,9 @@ class ClusterConfig(_Document):
     hba: tuple[str, ...] = ()
     initdb: InitdbConfig = InitdbConfig()
     wal_volume: bool = False
+    # Size of the volume that WAL lives on; None: not told, nothing is derived from it.
+    wal_room_bytes: int | None = None
+    # As the user says; None: derived from wal_room_bytes.
     max_slot_wal_keep_size_bytes: int | None = None
     synchronous: SynchronousConfig = SynchronousConfig()
     failover: FailoverConfig = FailoverConfig()

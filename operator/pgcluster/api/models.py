@@ -132,7 +132,7 @@ class Replication(Model):
     """Whether a commit waits until standbys have it on disk."""
 
     max_slot_wal_keep_size: Quantity | None = None
-    """How much WAL a standby that is away may hold back on the primary before it has to be cloned anew. Default: no limit."""
+    """How much WAL a standby that is away may hold back on the primary before it has to be cloned anew, which it does by itself. Default: half of `spec.storage.walSize`, or a quarter of `spec.storage.size` where WAL lives on the data volume: an absent standby must not fill the primary's."""
 
 
 class LeaseTiming(Model):
@@ -394,6 +394,10 @@ class Member(Model):
     """Pod that it streams from."""
     repmgrd: bool = False
     """Whether repmgrd runs."""
+    repmgrd_paused: bool = False
+    """Whether repmgrd is paused (`repmgr service pause`), so that it takes part in no failover."""
+    disk_used_percent: int | None = None
+    """How full its fuller volume is, rounded down to steps of 5. The exact values are in its metrics."""
     postgres_version: str | None = None
     """Version of its PostgreSQL."""
     pending_restart: tuple[str, ...] = atomic_list(max_items=400)
@@ -579,6 +583,7 @@ def to_config(cluster: PgCluster, *, system_identifier: str | None) -> agents.Cl
             data_checksums=spec.postgres.initdb.data_checksums,
         ),
         wal_volume=spec.storage.wal_size is not None,
+        wal_room_bytes=parse_bytes(spec.storage.wal_size or spec.storage.size),
         max_slot_wal_keep_size_bytes=None if keep is None else parse_bytes(keep),
         synchronous=agents.SynchronousConfig(
             mode=synchronous.mode,

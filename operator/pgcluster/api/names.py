@@ -91,6 +91,7 @@ REPMGR_CONF_LINK = "/etc/repmgr.conf"  # where repmgr looks by itself; the image
 PASSFILE = f"{RUN}/pgpass"
 HOSTS_FILE = f"{RUN}/hosts"
 TERMINATION_LOG = "/dev/termination-log"  # the kubelet reads it when the container has ended
+SPACE_CONF = f"{RUN}/space.conf"  # what postgres may not do while a volume is full
 AGENT_CLIENT = "/usr/local/bin/pgcluster-event"  # repmgr's commands call it
 
 # --- mounts shared by the pods ----------------------------------------------------------------

@@ -64,6 +64,7 @@ class InstanceReport(_Report):
     lag_bytes: int | None = None
     upstream: str | None = None  # pod that a standby streams from
     repmgrd: bool = False
+    repmgrd_paused: bool = False  # by a person or a switchover: it takes part in no failover
     postgres_version: str | None = None  # such as "17.11"
     # What commits wait for, as synchronous_standby_names has it (primary only), and how many of the
     # standbys that it wants are missing now
@@ -76,6 +77,15 @@ class InstanceReport(_Report):
     promotion: PromotionPhases | None = None
     # Declared users and databases that could not be made: name → reason (primary only)
     failed_objects: dict[str, str] = {}
+    # How full its fuller volume is, rounded down to steps of 5
+    disk_used_percent: int | None = None
+    disk_full: bool = False  # so full that the applications' roles are read-only on it
+    # Of a standby: why it cannot go on from where it is and is cloned anew
+    lost_wal: str | None = None
+    # Of a primary: pods of standbys whose slot was invalidated, until they stream again
+    lost_standbys: tuple[str, ...] = ()
+    # Of a primary: slot → WAL that it holds back, rounded down to a power of two; only much of it
+    retained_wal_bytes: dict[str, int] = {}
     agent_version: str = ""
 
 

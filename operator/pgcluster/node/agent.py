@@ -107,6 +107,7 @@ class Agent:
                 ("config-watch", self._watch_config()),
                 ("report", self._keep_reporting()),
                 ("events", instance.events.run()),
+                ("space", instance.space.keep()),
             )
         ]
         loop = asyncio.create_task(self._loop(), name="loop")

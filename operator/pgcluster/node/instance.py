@@ -6,7 +6,8 @@ import asyncio
 import logging
 import os
 import signal
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from pathlib import Path
 
 from prometheus_client import CollectorRegistry
 
@@ -25,8 +26,10 @@ from pgcluster.node.members import Members
 from pgcluster.node.peers import Credentials, Peers
 from pgcluster.node.processes import Child
 from pgcluster.node.promotion import Promotion
+from pgcluster.node.repmgrd import Repmgrd
 from pgcluster.node.server import Server
 from pgcluster.node.settings import Settings
+from pgcluster.node.space import Space, coarse_percent
 from pgcluster.node.standing import Standing
 from pgcluster.node.synchronous import Synchronous
 from pgcluster.postgres.control import ControlData
@@ -92,6 +95,13 @@ class Instance:
             lambda: self.config,
             me=self.me,
             address=settings.pod_ip,
+            registry=self.registry,
+        )
+        self.space = Space(
+            self._volumes,
+            running=lambda: self.server.running,
+            reload=self.server.reload,
+            registry=self.registry,
         )
         self.promotion = Promotion(
             me=self.me,
@@ -102,11 +112,16 @@ class Instance:
             standing=self.standing,
             leaving=leaving,
         )
+        self.repmgrd_watch = Repmgrd(
+            self.repmgrd, self.duties.repmgr_database, epoch=lambda: self.lease.epoch
+        )
         self.events = Events(client, self.me, self.registry)
         # A rewind was tried since this data directory was last in service.
         self.rewind_failed = False
         # The history here has parted from the cluster's.
         self.must_rejoin = False
+        # Why this standby could not go on from where it was, until it streams again.
+        self.lost_wal: str | None = None
         # `repmgr node rejoin` runs and will ask for a start.
         self.rejoining = False
         # postgres was in service, and nobody has asked it to stop.
@@ -122,15 +137,32 @@ class Instance:
 
     def report(self) -> InstanceReport:
         """This instance as it is now."""
-        return self.standing.report(
+        told = self.standing.report(
             self.me, maximum_lag_bytes=self.config.failover.maximum_lag_bytes, version=__version__
+        )
+        ready, why = self.ready()
+        slots = self.duties.retention.findings
+        return told.model_copy(
+            update={
+                "ready": told.ready and ready,
+                "reason": why if told.ready and not ready else told.reason,
+                "disk_used_percent": coarse_percent(self.space.seen),
+                "disk_full": self.space.full is not None,
+                "lost_wal": self.lost_wal,
+                "lost_standbys": slots.lost,
+                "retained_wal_bytes": dict(slots.retained),
+            }
         )
 
     def ready(self) -> tuple[bool, str]:
         """Whether this instance is in its role, and why (not)."""
         if self.leaving():
             return False, "shutting down"
-        return self.standing.ready(self.config.failover.maximum_lag_bytes)
+        ready, why = self.standing.ready(self.config.failover.maximum_lag_bytes)
+        if ready and self.space.full is not None and not self.standing.primary:
+            # It falls down again and again as it receives; readers are not to fall with it.
+            return False, f"volume {self.space.full} is full"
+        return ready, why
 
     def candidate(self) -> Candidate:
         """This instance as the other agents' elections see it."""
@@ -192,10 +224,14 @@ class Instance:
         return files.write_all(self.config, self.me, synchronous=setting)
 
     async def keep_repmgrd(self) -> None:
-        """Have repmgrd run."""
+        """Have repmgrd run, and do its work."""
         if not self.repmgrd.running:
             await self.repmgrd.start(self.duties.repmgr.daemon(), env=os.environ)
+        if trouble := await self.repmgrd_watch.see_to():
+            note = f"{self.me}: repmgrd hung ({trouble}) and was started anew"
+            self.events.post(self.config, "RepmgrdHung", note, normal=False)
         self.standing.repmgrd = self.repmgrd.running
+        self.standing.repmgrd_paused = self.repmgrd_watch.paused
 
     async def stop_repmgrd(self) -> None:
         """Have repmgrd not run."""
@@ -215,6 +251,10 @@ class Instance:
         if written:
             self.promotion.note_config(sent_at)
         return written
+
+    def _volumes(self) -> Mapping[str, Path]:
+        wal = {"wal": Path(names.WAL_VOLUME)} if self.config.wal_volume else {}
+        return {"data": Path(names.VOLUME), **wal}
 
     def _timing(self) -> LeaseConfig:
         return self.config.failover.lease

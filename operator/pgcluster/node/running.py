@@ -10,8 +10,10 @@ from pgcluster.clock import monotonic_s
 from pgcluster.node.instance import Instance
 from pgcluster.node.metrics import Metrics
 from pgcluster.node.promotion import host
+from pgcluster.node.retention import wal_gone
 from pgcluster.node.synchronous import as_primary
 from pgcluster.postgres.local import Observation
+from pgcluster.render import repmgr as render_repmgr
 from pgcluster.topology.election import Elected, Rules, elect
 from pgcluster.topology.lease import LeaseView
 
@@ -103,6 +105,7 @@ class Running:
         duties = instance.duties
         self._lease_free_since_s = self._holding_since_s = self._adrift_since_s = None
         instance.rewind_failed = False
+        instance.lost_wal = None
         if instance.promotion.note(observed):
             duties.forget()
         await instance.point_pools()
@@ -183,6 +186,7 @@ class Running:
         instance = self._instance
         self._adrift_since_s = None
         instance.rewind_failed = False
+        instance.lost_wal = None
         instance.promotion.all_well(holder)
         instance.standing.upstream = holder
         await instance.duties.ensure_standby_row(holder)
@@ -208,9 +212,26 @@ class Running:
             instance.must_rejoin = True
             return 0.0
         if now_s - self._followed_s >= _FOLLOW_AFTER_S:
+            if reason := await self._wal_gone(holder):
+                # A rejoin finds no divergence and would start it again and again.
+                log.warning("cloning anew: %s", reason)
+                await instance.stop_repmgrd()
+                await instance.stop_postgres()
+                self._adrift_since_s = None
+                instance.lost_wal = reason
+                instance.must_rejoin = instance.rewind_failed = True
+                return 0.0
             await instance.duties.repmgr.standby_follow(holder)
             self._followed_s = monotonic_s()
         return _WAITING_CYCLE_S
+
+    async def _wal_gone(self, holder: str) -> str | None:
+        point = self._instance.standing.point
+        if point is None or point.lsn.value == 0:
+            return None
+        return await wal_gone(
+            render_repmgr.conninfo(host(holder, self._instance.config)), point.lsn
+        )
 
     async def _promote_when_due(self, now_s: float) -> float:
         """The Lease is ours and repmgr has not promoted: do it, or let another try."""

@@ -39,6 +39,7 @@ class Standing:
     holding: bool = False
     registered: bool = False
     repmgrd: bool = False
+    repmgrd_paused: bool = False
     upstream: str | None = None
     progress: str | None = None
     promotion: PromotionPhases | None = None
@@ -137,6 +138,7 @@ class Standing:
                 "lag_bytes": coarse(seen.lag_bytes) if seen and seen.in_recovery else None,
                 "upstream": self.upstream if role == "standby" else None,
                 "repmgrd": self.repmgrd,
+                "repmgrd_paused": self.repmgrd_paused,
                 "postgres_version": seen.version if seen else None,
                 "synchronous": seen.synchronous if seen and role == "primary" else None,
                 "synchronous_missing": self.synchronous_missing if role == "primary" else 0,

@@ -10,6 +10,7 @@ from pgcluster.clock import monotonic_s
 from pgcluster.node.instance import Instance
 from pgcluster.node.promotion import host
 from pgcluster.node.server import TooSlow
+from pgcluster.node.space import worth_handing_over
 from pgcluster.node.start import (
     Bootstrap,
     Clone,
@@ -90,6 +91,9 @@ class Stopped:
         failover = instance.config.failover
         in_place = failover.on_crash == "restart" and len(self._crashes_s) < _CRASHES_IN_PLACE
         if in_place or instance.config.instances == 1 or not failover.automatic:
+            return
+        if not worth_handing_over(instance.space.seen, instance.members.reports()):
+            log.warning("the volume is full, and so are those of the others: staying the primary")
             return
         await self._give_up()
 

@@ -66,12 +66,15 @@ class Observation:
 
 
 def socket_conninfo(database: str) -> str:
-    """How the agent itself connects: peer authentication, no password."""
+    """How the agent itself connects: peer authentication, no password.
+
+    It may write also while a full volume makes others read-only, and does not wait for standbys
+    that it may have yet to let in.
+    """
     return (
         f"host={names.PG_SOCKET_DIR} port={names.PORT_POSTGRES} user=postgres dbname={database} "
-        "connect_timeout=2 application_name=pgcluster-node"
-        # What the agent writes must not wait for standbys that it has yet to let in.
-        " options='-c synchronous_commit=local'"
+        "connect_timeout=2 application_name=pgcluster-node "
+        "options='-c synchronous_commit=local -c default_transaction_read_only=off'"
     )
 
 
@@ -172,3 +175,19 @@ async def serves_as_primary(
             return bool(row and row[0])
     except (psycopg.Error, OSError, TimeoutError):
         return False
+
+
+async def size_bytes(conninfo: str, *, deadline_s: float = 30.0) -> int | None:
+    """How large another instance's databases are; None where it cannot be asked."""
+    try:
+        async with (
+            asyncio.timeout(deadline_s),
+            await psycopg.AsyncConnection.connect(conninfo, autocommit=True) as connection,
+        ):
+            cursor = await connection.execute(
+                "SELECT sum(pg_database_size(oid))::bigint FROM pg_database"
+            )
+            row = await cursor.fetchone()
+            return int(row[0]) if row and row[0] is not None else None
+    except (psycopg.Error, OSError, TimeoutError):
+        return None

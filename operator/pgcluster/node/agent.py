@@ -90,6 +90,7 @@ class Agent:
                 ("config-watch", self._watch_config()),
                 ("report", self._keep_reporting()),
                 ("events", instance.events.run()),
+                ("poolers", instance.poolers.watch()),
             )
         ]
         loop = asyncio.create_task(self._loop(), name="loop")

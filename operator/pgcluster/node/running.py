@@ -49,6 +49,7 @@ class Running:
         instance.standing.holding = instance.lease.holding()
         self._metrics.observe(instance.standing)
         if observed.in_recovery:
+            await instance.look_around(primary=False)
             return await self._standby(observed)
         if instance.lease.holding():
             return await self._primary(observed)
@@ -73,6 +74,7 @@ class Running:
         instance.rewind_failed = False
         if instance.promotion.note(observed):
             duties.forget()
+        await instance.look_around(primary=True)
         await instance.point_pools()
         if self._settled_epoch != instance.lease.epoch:
             # Not waited for: with large buffers it takes minutes.

@@ -171,7 +171,10 @@ def pod(role: str = "standby", *, ready: bool = True, kubelet: str = "True") -> 
         {"pod": "shop-1", "state": "running", "role": role, "ready": ready}
     )
     return {
-        "metadata": {"annotations": {names.ANNOTATION_INSTANCE: report.model_dump_json()}},
+        "metadata": {
+            "name": "shop-1",
+            "annotations": {names.ANNOTATION_INSTANCE: report.model_dump_json()},
+        },
         "status": {"conditions": [{"type": "Ready", "status": kubelet}]},
     }
 
@@ -182,6 +185,8 @@ def test_clients_read_from_streaming_standbys_only() -> None:
     assert not reads(pod(ready=False))
     assert not reads(pod(kubelet="False")), "the last word of a lost node"
     assert not reads({"metadata": {}})
+    assert reads(pod(), ("shop-1", "shop-2"))
+    assert not reads(pod(), ("shop-2",)), "its own word, and the kubelet's, are of before"
     leaving = pod()
     leaving["metadata"] = {**dict(leaving["metadata"]), "deletionTimestamp": "now"}  # type: ignore[call-overload]
     assert not reads(leaving)

@@ -23,6 +23,10 @@ IMAGES = GROUP
 LABEL_CLUSTER = f"{GROUP}/cluster"
 LABEL_COMPONENT = f"{GROUP}/component"
 LABEL_ROLE = f"{GROUP}/role"
+# On a pooler's pod, from its template: the Services of the pools select it. The operator takes it
+# from a pod that the primary does not hear any more.
+LABEL_SERVING = f"{GROUP}/serving"
+SERVING = "true"
 COMPONENT_POSTGRES = "postgres"
 COMPONENT_PGBOUNCER = "pgbouncer"
 ROLE_PRIMARY = "primary"
@@ -74,6 +78,7 @@ SCHEMA = "pgcluster"  # our functions, in database "postgres"
 RESERVED_ROLES = ("postgres", ROLE_REPMGR, ROLE_POOLER, "pgbouncer", "pgbouncer_stats")
 RESERVED_DATABASES = ("postgres", "template0", "template1", DB_REPMGR, "pgbouncer")
 READ_ONLY_SUFFIX = "_ro"
+APPLICATION_POOLER = "pgcluster-pooler"  # of the connections by which poolers are heard
 
 # --- paths in a postgres pod ------------------------------------------------------------------
 VOLUME = "/var/lib/pgcluster"  # the instance's volume
@@ -188,6 +193,15 @@ def config_map_pgbouncer(cluster: str) -> str:
 def config_map_poolers(cluster: str) -> str:
     """Reports of the poolers, one key a pod (their names are not known to RBAC beforehand)."""
     return f"{cluster}-poolers"
+
+
+def pooler_application(pod_name: str) -> str:
+    """application_name of a pooler's own connections to the instances.
+
+    What is of the pod alone, without the names of its cluster and Deployment: PostgreSQL cuts
+    names off at 63 bytes.
+    """
+    return f"{APPLICATION_POOLER} {'-'.join(pod_name.rsplit('-', 2)[-2:])[-40:]}"
 
 
 def secret_app(cluster: str) -> str:

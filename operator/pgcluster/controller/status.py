@@ -12,7 +12,7 @@ from pgcluster.api import names
 from pgcluster.api.models import Member, PgCluster, PgClusterStatus, Pooler
 from pgcluster.api.reports import PoolerReport
 from pgcluster.controller import failovers, problems, rows
-from pgcluster.controller.observe import InstancePod, Observed, pod_ready
+from pgcluster.controller.observe import InstancePod, Observed
 
 Wanted = tuple[str, bool, str, str]
 
@@ -45,7 +45,7 @@ def compute(
     generation = int(observed.cluster["metadata"].get("generation") or 0)
     members = tuple(rows.member(pod, observed.holder) for pod in observed.pods)
     poolers = tuple(
-        rows.pooler(pod["metadata"]["name"], pod_ready(pod), observed)
+        rows.pooler(pod, observed)
         for pod in observed.pooler_pods
         if "deletionTimestamp" not in pod["metadata"]
     )

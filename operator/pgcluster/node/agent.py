@@ -108,6 +108,7 @@ class Agent:
                 ("report", self._keep_reporting()),
                 ("events", instance.events.run()),
                 ("space", instance.space.keep()),
+                ("poolers", instance.poolers.watch()),
             )
         ]
         loop = asyncio.create_task(self._loop(), name="loop")

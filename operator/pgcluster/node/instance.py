@@ -14,6 +14,7 @@ from prometheus_client import CollectorRegistry
 from pgcluster import __version__
 from pgcluster.api import names
 from pgcluster.api.config import ClusterConfig, LeaseConfig
+from pgcluster.api.errors import RetryError
 from pgcluster.api.reports import InstanceReport, InstanceState
 from pgcluster.api.wal import WalPoint
 from pgcluster.clock import monotonic_s, utc_now
@@ -24,6 +25,7 @@ from pgcluster.node.events import Events
 from pgcluster.node.lease import LeaseKeeper
 from pgcluster.node.members import Members
 from pgcluster.node.peers import Credentials, Peers
+from pgcluster.node.poolers import Poolers
 from pgcluster.node.processes import Child
 from pgcluster.node.promotion import Promotion
 from pgcluster.node.repmgrd import Repmgrd
@@ -116,6 +118,9 @@ class Instance:
             self.repmgrd, self.duties.repmgr_database, epoch=lambda: self.lease.epoch
         )
         self.events = Events(client, self.me, self.registry)
+        self.poolers = Poolers(
+            client, self.server.local, cluster=settings.cluster, namespace=settings.namespace
+        )
         # A rewind was tried since this data directory was last in service.
         self.rewind_failed = False
         # The history here has parted from the cluster's.
@@ -237,6 +242,16 @@ class Instance:
         """Have repmgrd not run."""
         await self.repmgrd.stop(signal.SIGTERM, within_s=5)
         self.standing.repmgrd = False
+
+    async def look_around(self, *, primary: bool) -> None:
+        """See who is there; nothing else of a cycle waits for that."""
+        try:
+            self.standing.silent_poolers = await self.poolers.look(primary=primary)
+            if primary:
+                await self.duties.see_standbys()
+        except RetryError as error:
+            log.info("who is there was not seen: %s", error)
+        self.standing.streaming = self.duties.streaming
 
     async def point_pools(self) -> bool:
         """Tell the pools that this instance is the primary; True where that was news to them."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
 from pgcluster.api import names
@@ -75,12 +75,15 @@ class Members:
         found = {pod: report_of(manifest) for pod, manifest in self._pods.items()}
         return {pod: report for pod, report in found.items() if report is not None}
 
-    def readable(self) -> tuple[str, ...]:
-        """Addresses of the standbys that clients may read from, in the order of their names."""
+    def readable(self, streaming: Collection[str] | None) -> tuple[str, ...]:
+        """Addresses of the standbys that clients may read from, in the order of their names.
+
+        `streaming` are the pods that this primary sends WAL to; None while it cannot tell.
+        """
         return tuple(
             address
             for pod, address in sorted(self.addresses().items())
-            if pod != self._me and reads(self._pods[pod])
+            if pod != self._me and reads(self._pods[pod], streaming)
         )
 
     def labelled_primary(self) -> list[str]:

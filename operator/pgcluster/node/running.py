@@ -63,6 +63,7 @@ class Running:
         instance.standing.failsafe = instance.lease.failsafe_since_s is not None
         self._metrics.observe(instance.standing)
         if observed.in_recovery:
+            await instance.look_around(primary=False)
             return await self._standby(observed)
         if instance.lease.holding():
             return await self._primary(observed)
@@ -108,6 +109,7 @@ class Running:
         instance.lost_wal = None
         if instance.promotion.note(observed):
             duties.forget()
+        await instance.look_around(primary=True)
         await instance.point_pools()
         self._keep_synchronous(observed)
         if self._settled_epoch != instance.lease.epoch:

@@ -44,6 +44,9 @@ class Standing:
     progress: str | None = None
     promotion: PromotionPhases | None = None
     failed_objects: dict[str, str] = field(default_factory=dict)
+    # What the primary sees of the others; see InstanceReport.
+    streaming: tuple[str, ...] | None = None
+    silent_poolers: tuple[str, ...] = ()
     # The highest timeline seen since the data directory was last replaced: a standby that lost
     # its upstream knows its own only from its last restartpoint.
     timeline: int = 0
@@ -147,6 +150,8 @@ class Standing:
                 "progress": self.progress,
                 "promotion": self.promotion,
                 "failed_objects": self.failed_objects,
+                "streaming": self.streaming if role == "primary" else None,
+                "silent_poolers": self.silent_poolers if role == "primary" else (),
                 "agent_version": version,
             }
         )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
 from pgcluster.api import names
@@ -19,10 +19,12 @@ def report_of(pod: Mapping[str, Any]) -> InstanceReport | None:
     return None
 
 
-def reads(pod: Mapping[str, Any]) -> bool:
+def reads(pod: Mapping[str, Any], streaming: Collection[str] | None = None) -> bool:
     """Whether the instance is a streaming standby that clients may read from.
 
-    Its own word is not enough: a node that is lost leaves it behind.
+    Its own word is not enough, nor is the kubelet's: a node that is lost leaves both behind, for
+    50 s. The primary notices within `wal_sender_timeout`: `streaming` are the pods that it sends
+    WAL to, None while it cannot tell.
     """
     report = report_of(pod)
     conditions = (pod.get("status") or {}).get("conditions") or []
@@ -30,6 +32,7 @@ def reads(pod: Mapping[str, Any]) -> bool:
         report is not None
         and report.role == names.ROLE_STANDBY
         and report.ready
+        and (streaming is None or pod["metadata"]["name"] in streaming)
         and "deletionTimestamp" not in pod["metadata"]
         and any(c["type"] == "Ready" and c["status"] == "True" for c in conditions)
     )

@@ -14,6 +14,7 @@ from prometheus_client import CollectorRegistry
 from pgcluster.api.reports import InstanceReport
 from pgcluster.node import space
 from pgcluster.node.space import (
+    BALLAST_BYTES,
     Course,
     Space,
     Volume,
@@ -28,8 +29,7 @@ GIB = 1 << 30
 
 
 def volume(free_mib: int, *, ballast: bool = True, total: int = GIB) -> Volume:
-    made = Volume("data", total, free_mib * MIB)
-    return Volume("data", total, free_mib * MIB, made.ballast_size_bytes if ballast else 0)
+    return Volume("data", total, free_mib * MIB, BALLAST_BYTES if ballast else 0)
 
 
 @pytest.mark.parametrize(
@@ -74,13 +74,12 @@ def test_a_course_once_taken_stands_while_nothing_else_changes(
 ) -> None:
     """Making or giving back the ballast moves the room by its size: that must turn nothing back."""
     total = total_mib * MIB
-    seen = Volume("data", total, int(total * (1 - used)))
-    seen = Volume("data", total, seen.free_bytes, seen.ballast_size_bytes if ballast else 0)
+    seen = Volume("data", total, int(total * (1 - used)), BALLAST_BYTES if ballast else 0)
     full_next = full
     courses = []
     for _ in range(4):
         course = decide(seen, full=full_next, running=running)
-        change = seen.ballast_size_bytes * (
+        change = BALLAST_BYTES * (
             (course.ballast is False and seen.ballast_bytes > 0)
             - (course.ballast is True and seen.ballast_bytes == 0)
         )
@@ -89,7 +88,7 @@ def test_a_course_once_taken_stands_while_nothing_else_changes(
             "data",
             total,
             seen.free_bytes + change,
-            seen.ballast_size_bytes if course.ballast else 0,
+            BALLAST_BYTES if course.ballast else 0,
         )
         full_next = course.full
         courses.append(course)

@@ -29,6 +29,8 @@ log = logging.getLogger(__name__)
 _MIB = 1 << 20
 _SEGMENT_BYTES = 16 * _MIB
 _BALLAST = ".ballast"
+# What a recovery and its checkpoint write, whatever the size of the volume: a few segments.
+BALLAST_BYTES = 4 * _SEGMENT_BYTES
 _EVERY_S = 1.0
 _STEP_PERCENT = 5
 # A standby with this much in use would be full itself in no time.
@@ -59,11 +61,6 @@ class Volume:
         segments, or half a percent of a larger volume."""
         return min(512 * _MIB, max(3 * _SEGMENT_BYTES, self.total_bytes // 200))
 
-    @property
-    def ballast_size_bytes(self) -> int:
-        """How large the ballast is to be: recovery, its checkpoint and a few segments more."""
-        return min(256 * _MIB, max(4 * _SEGMENT_BYTES, self.total_bytes // 100))
-
 
 @dataclass(frozen=True, slots=True)
 class Course:
@@ -79,7 +76,7 @@ def decide(volume: Volume, *, full: bool, running: bool) -> Course:
     The way back asks for more room than the way there, so that nothing flaps.
     """
     has = volume.ballast_bytes > 0
-    missing = 0 if has else volume.ballast_size_bytes
+    missing = 0 if has else BALLAST_BYTES
     roomy = volume.free_bytes >= 2 * volume.floor_bytes + missing
     if volume.free_bytes < volume.floor_bytes:
         # Less than a segment is left, or postgres has failed already: now it is needed.
@@ -217,7 +214,7 @@ def _set_ballast(path: Path, volume: Volume, wanted: bool) -> None:
         return
     handle = os.open(file, os.O_RDWR | os.O_CREAT, 0o600)
     try:
-        os.posix_fallocate(handle, 0, volume.ballast_size_bytes)
+        os.posix_fallocate(handle, 0, BALLAST_BYTES)
     except OSError:
         file.unlink(missing_ok=True)
         raise

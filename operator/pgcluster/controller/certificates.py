@@ -11,7 +11,7 @@ from __future__ import annotations
 import logging
 from base64 import b64decode, b64encode
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 
 from cryptography import x509
@@ -69,8 +69,8 @@ class Pair:
 class Certificates:
     """What the two Secrets should hold, and why that is not what they hold now, if so."""
 
-    ca: Mapping[str, str]
-    peers: Mapping[str, str]
+    ca: Mapping[str, str] = field(repr=False)
+    peers: Mapping[str, str] = field(repr=False)
     reason: str = ""
 
 
@@ -78,7 +78,7 @@ class Certificates:
 class Wanted:
     """The Secrets to have, and why they are not as they were, if so."""
 
-    manifests: tuple[Manifest, ...]
+    manifests: tuple[Manifest, ...] = field(repr=False)
     reason: str = ""
 
 

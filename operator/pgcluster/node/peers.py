@@ -7,6 +7,8 @@ renewal needs no restart; until a Secret is mounted, nobody is answered and nobo
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 import json
 import logging
 import ssl
@@ -32,6 +34,7 @@ ANSWER_BYTES = 1024 * 1024
 _FILES = (names.CA_BUNDLE_KEY, names.CERTIFICATE_KEY, names.PRIVATE_KEY_KEY)
 # How long a cleanup waits for requests that are being answered: a pod that leaves is in a hurry.
 _SHUTDOWN_S = 1.0
+_CLOSE_S = 0.5
 
 
 @dataclass(frozen=True, slots=True)
@@ -166,18 +169,20 @@ class Peers:
                 timeout=aiohttp.ClientTimeout(total=deadline_s),
                 allow_redirects=False,
             ) as response:
-                answer = _document(await _read(response))
+                text = await _read(response)
+                if response.status != 200:
+                    raise RetryError(f"{address}{path}: {_reason(response.status, text)}")
+                return _document(text)
         except (aiohttp.ClientError, TimeoutError, OSError, ValueError) as error:
             raise RetryError(f"{address}{path}: {error or type(error).__name__}") from error
-        if response.status != 200:
-            told = answer.get("error") or f"status {response.status}"
-            raise RetryError(f"{address}{path}: {told}")
-        return answer
 
     async def close(self) -> None:
         """Close the connections."""
         if self._session is not None:
-            await self._session.close()
+            # A farewell to a peer that does not listen would otherwise take a minute.
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(_CLOSE_S):
+                    await self._session.close()
 
     def _open(self) -> aiohttp.ClientSession:
         if self._session is None:
@@ -193,6 +198,14 @@ async def _read(response: aiohttp.ClientResponse) -> bytes:
             response.close()
             raise ValueError(f"the answer has more than {ANSWER_BYTES} bytes")
     return bytes(received)
+
+
+def _reason(status: int, text: bytes) -> str:
+    """Why a peer did not answer: its sentence, or what HTTP says."""
+    try:
+        return str(_document(text)["error"])
+    except (ValueError, KeyError):
+        return f"status {status}"
 
 
 def _document(text: bytes) -> Mapping[str, Any]:

@@ -58,3 +58,8 @@ def measured_over(sample: Callable[[], dict[str, float]], seconds: float) -> dic
     time.sleep(seconds)
     after, elapsed_s = sample(), time.monotonic() - started_s
     return {key: (after[key] - before[key]) / elapsed_s for key in before.keys() & after.keys()}
+
+
+def pause(seconds: float) -> None:
+    """Let time pass where time is the matter: until a random moment, or how long a fault lasts."""
+    time.sleep(max(0.0, seconds))

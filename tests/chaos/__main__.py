@@ -52,9 +52,7 @@ def main() -> None:
     about = {"seed": seed, "groups": groups, "synchronous": options.synchronous}
     about |= {"commit": surroundings.commit(), "machine": surroundings.machine()}
     report = Report(BUILD / str(seed) / "report.json", about)
-    say(
-        f"seed {seed}: {options.faults} faults; again: make chaos FAULTS={options.faults} SEED={seed}"
-    )
+    say(f"seed {seed}; again by: make chaos FAULTS={options.faults} SEED={seed}")
     started_s = time.monotonic()
     broken = None
     with world("chaos", keep=options.keep, **spec) as around:

@@ -43,7 +43,7 @@ def main() -> None:
             for fault in step.faults:
                 print(
                     f"{fault.number:>4} +{fault.starts_s:6.1f} s {fault.lasts_s:5.1f} s"
-                    f"  {fault.kind.name} of {fault.kind.role}"
+                    f"  {fault.kind.title}"
                 )
         return
     spec: dict[str, Any] = {}

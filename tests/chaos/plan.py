@@ -36,6 +36,11 @@ class Kind:
     needs_api: bool = False
 
     @property
+    def title(self) -> str:
+        """Name and role, as the report has it."""
+        return self.name if self.role in ("none", "pooler") else f"{self.name} {self.role}"
+
+    @property
     def takes_api_away(self) -> bool:
         """Whether nothing can be asked of the API server meanwhile."""
         return self.name.startswith("api-")
@@ -107,7 +112,7 @@ class Step:
     @property
     def label(self) -> str:
         """Its kinds, for the report."""
-        return " + ".join(f"{fault.kind.name} {fault.kind.role}" for fault in self.faults)
+        return " + ".join(fault.kind.title for fault in self.faults)
 
     @property
     def keeps_primary(self) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import subprocess
 import time
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field
@@ -14,6 +15,7 @@ from tests.chaos.history import History, now
 from tests.chaos.outcome import Outcome, by_kind, lines
 from tests.chaos.plan import Fault, Step
 from tests.e2e import nodes
+from tests.e2e.kubectl import KubectlError
 from tests.e2e.waiting import eventually, pause
 from tests.e2e.world import World
 
@@ -146,13 +148,20 @@ class Chaos:
                 if begins:
                     done.append(self._begin(fault, heals))
                 elif heal := heals.pop(fault.number, None):
-                    heal()
-                    if fault.lasts_s:
-                        self._tell(f"{'':>4} {fault.kind.name} is over")
+                    self._end(fault, heal)
         finally:
-            for heal in heals.values():
-                heal()
+            # Also what could not be ended above.
+            nodes.restore()
         return done
+
+    def _end(self, fault: Fault, heal: Heal) -> None:
+        try:
+            heal()
+        except (nodes.NodeError, KubectlError, subprocess.TimeoutExpired) as error:
+            self._tell(f"{'':>4} {fault.kind.name} could not be ended: {error}")
+            return
+        if fault.lasts_s:
+            self._tell(f"{'':>4} {fault.kind.name} is over")
 
     def _begin(self, fault: Fault, heals: dict[int, Heal]) -> dict[str, Any]:
         kind, began = fault.kind, now()
@@ -162,10 +171,10 @@ class Chaos:
         try:
             begun = self._faults.begin(fault)
         except MissedError as reason:
-            self._tell(f"{fault.number:>4} {kind.name} of {kind.role}: missed, {reason}")
+            self._tell(f"{fault.number:>4} {kind.title}: missed, {reason}")
             return row | {"missed": str(reason)}
         heals[fault.number] = begun.heal
-        self._tell(f"{fault.number:>4} {kind.name} of {kind.role} {begun.target}{lasts}")
+        self._tell(f"{fault.number:>4} {kind.title}: {begun.target}{lasts}")
         return row | {"target": begun.target}
 
     def _tell(self, text: str) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import subprocess
 import time
 from collections.abc import Callable
 from typing import TypeVar
@@ -11,8 +12,8 @@ from tests.e2e.kubectl import KubectlError
 T = TypeVar("T")
 
 # What a look at a moving cluster may raise without being an error of the test: an object that is
-# not there yet, a pod that is just gone.
-_NOT_YET = (AssertionError, KubectlError, KeyError, IndexError)
+# not there yet, a pod that is just gone, an API server that does not answer.
+_NOT_YET = (AssertionError, KubectlError, KeyError, IndexError, subprocess.TimeoutExpired)
 
 
 def eventually(

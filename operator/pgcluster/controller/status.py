@@ -218,9 +218,6 @@ class _Situation:
         if missing is not None:
             if self._new:
                 return fine
-            return c.DEGRADED, True, *missing
-        if risk := self._replication():
-            return c.DEGRADED, True, *risk
             # A warning of weight is mostly why something is missing.
             reason = next((w.reason for w in warned if w.reason in _GRAVE), missing[0])
             told = "; ".join(filter(None, (missing[1], warnings.summary(warned))))
@@ -237,26 +234,6 @@ class _Situation:
         if warned:
             return c.DEGRADED, True, warned[0].reason, warnings.summary(warned)
         return fine
-
-    def _replication(self) -> tuple[str, str] | None:
-        """What is wrong with how the primary's right to write, or its commits, are kept safe."""
-        report = self.primary.report if self.primary else None
-        if report is None:
-            return None
-        if report.synchronous_missing:
-            waits = report.synchronous or "no standby"
-            return (
-                c.SYNCHRONOUS_MISSING,
-                f"{report.synchronous_missing} of the standbys that commits should wait for do not"
-                f" stream; they wait for {waits}",
-            )
-        if report.failsafe:
-            return (
-                c.FAILSAFE,
-                "the primary cannot renew its Lease at the API server, and goes on by the word of"
-                " all other instances; no failover is possible meanwhile",
-            )
-        return None
 
     def _stalled(self) -> Wanted:
         if self.outcome.blocked is not None:
@@ -285,7 +262,7 @@ class _Situation:
         return reason
 
 
-_GRAVE = (c.DISK_FULL, c.STANDBY_LOST_WAL)
+_GRAVE = (c.DISK_FULL, c.STANDBY_LOST_WAL, c.SYNCHRONOUS_MISSING, c.FAILSAFE)
 _BLOCKED = (
     c.INVALID_SPEC,
     c.NAME_CONFLICT,

@@ -44,6 +44,8 @@ ANNOTATION_FINAL = f"{GROUP}/final"
 ANNOTATION_SYNCHRONOUS = f"{GROUP}/synchronous"
 # … who held it last, which a released Lease would forget,
 ANNOTATION_LAST_HOLDER = f"{GROUP}/last-holder"
+# … whether it was given up for a successor that somebody has chosen,
+ANNOTATION_HANDOVER = f"{GROUP}/handover"
 # … and a word that the kubelet repeats when this very container has ended.
 ANNOTATION_CONTAINER = f"{GROUP}/holder-container"
 # On a postgres pod, written by its agent: one JSON document, see api/reports.py.

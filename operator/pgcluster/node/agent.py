@@ -265,7 +265,8 @@ class Agent:
             instance.hands_off_until_s = monotonic_s() + _HANDS_OFF_S
             await instance.stop_postgres()
         if action == "stop":
-            await instance.lease.release()
+            # Most likely for `repmgr standby switchover`, whose target is not to be outrun.
+            await instance.lease.release(handover=True)
             return True, ""
         instance.hands_off_until_s = 0.0
         if instance.rejoining and not instance.server.running:

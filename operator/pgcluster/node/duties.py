@@ -68,7 +68,7 @@ class Duties:
         self._me = me
         self._address = address
         self.repmgr_database = LocalPostgres(names.DB_REPMGR)
-        self._metadata = Metadata(self.repmgr_database, config, lambda: self.repmgr, me=me)
+        self.metadata = Metadata(self.repmgr_database, config, lambda: self.repmgr, me=me)
         self.retention = Retention(local, config, me=me, registry=registry)
         self._internal_done = False
         self._declared: ClusterConfig | None = None
@@ -216,7 +216,7 @@ class Duties:
             result = await self.repmgr.primary_register()
             if result.status != 0:
                 raise RetryError(f"repmgr primary register failed: {result.last_line}")
-        await self._metadata.keep()
+        await self.metadata.keep()
 
     async def drop_stale_slots(self) -> None:
         """Drop slots of instances that are no more; they would keep WAL for ever.

@@ -199,10 +199,10 @@ class LeaseKeeper:
             self._view = view.acknowledged(now_s)
         return None
 
-    async def release(self) -> bool:
+    async def release(self, *, handover: bool = False) -> bool:
         """Give the Lease up, with the final mark; False where the API did not hear of it.
 
-        To be called only when postgres no longer writes.
+        To be called only when postgres no longer writes. `handover`: a successor was chosen.
         """
         async with self._writing:
             if self._valid_until_s is None:
@@ -213,7 +213,7 @@ class LeaseKeeper:
                     manifest = await self._read()
                     if manifest is None or self._parse(manifest).holder != self._me:
                         return True
-                    self._see(await self._write(manifest, holder=""))
+                    self._see(await self._write(manifest, holder="", handover=handover))
                 except PgClusterError as error:
                     log.warning("the Lease was not released: %s", error)
                     await asyncio.sleep(0.2)
@@ -314,7 +314,9 @@ class LeaseKeeper:
         self._see(manifest)
         return manifest
 
-    async def _write(self, manifest: dict[str, Any], *, holder: str) -> dict[str, Any]:
+    async def _write(
+        self, manifest: dict[str, Any], *, holder: str, handover: bool = False
+    ) -> dict[str, Any]:
         timing = self._timing()
         spec = dict(manifest.get("spec") or {})
         metadata = dict(manifest["metadata"])
@@ -326,7 +328,11 @@ class LeaseKeeper:
         # Whole seconds are what Kubernetes has there; the exact value is in the configuration.
         spec["leaseDurationSeconds"] = max(1, round(timing.duration_s))
         spec["renewTime"] = utc_now()
-        metadata["annotations"] = {**(metadata.get("annotations") or {}), **self._annotations()}
+        metadata["annotations"] = {
+            **(metadata.get("annotations") or {}),
+            **self._annotations(),
+            names.ANNOTATION_HANDOVER: str(handover).lower(),
+        }
         if not holder:
             metadata["annotations"][names.ANNOTATION_LAST_HOLDER] = before
         return await self._client.replace(LEASES, {**manifest, "metadata": metadata, "spec": spec})

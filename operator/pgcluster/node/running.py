@@ -26,6 +26,8 @@ _WAITING_CYCLE_S = 0.5
 # its whole timeout.
 _WATCHDOG_S = 1.5
 _PROMOTE_AFTER_GATE_S = 3.0
+# A successor that somebody has chosen gets more time.
+_HANDOVER_S = 10.0
 # How long an instance that is still reading its WAL is waited for.
 _PATIENCE_S = 10.0
 # A postgres that does not answer over its socket for so long hangs.
@@ -259,8 +261,9 @@ class Running:
         free_s = now_s - self._lease_free_since_s
         if view is None or not instance.config.failover.automatic:
             return _WAITING_CYCLE_S
-        if view.released() and free_s < _WATCHDOG_S:
-            return _WATCHDOG_S - free_s
+        patience_s = _HANDOVER_S if view.record.handover else _WATCHDOG_S
+        if view.released() and free_s < patience_s:
+            return min(_WAITING_CYCLE_S, patience_s - free_s)
         rules = Rules.of(
             view.record,
             members=instance.config.instances,
@@ -296,5 +299,11 @@ class Running:
 
         Its metadata is put right by the duties of a primary.
         """
-        done, message = await self._instance.promotion.promote()
+        instance = self._instance
+        done, message = await instance.promotion.promote()
         log.log(logging.INFO if done else logging.WARNING, "promotion: %s", message)
+        if done:
+            instance.duties.forget()
+            await instance.point_pools()
+            instance.events.repmgr(instance.config, event="standby_promote", success=True)
+            await instance.duties.metadata.promoted()

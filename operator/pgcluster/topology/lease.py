@@ -38,7 +38,8 @@ class LeaseRecord:
     `holder` is the pod that may write, or "" when the Lease was released. `epoch` counts the
     changes of holder. `duration_s` is how long an unchanged Lease stays its holder's. `quorums` are
     those that the holder's commits may rest on (None: not readable), `container` names the very
-    container that holds it, `uid` the very object. `last_holder` is the holder, or who released it.
+    container that holds it, `uid` the very object. `last_holder` is the holder, or who released it;
+    `handover`: for a successor that somebody, such as `repmgr standby switchover`, has chosen.
     """
 
     holder: str
@@ -50,6 +51,7 @@ class LeaseRecord:
     container: str | None = None
     uid: str | None = None
     last_holder: str | None = None
+    handover: bool = False
 
     @classmethod
     def parse(cls, manifest: Mapping[str, Any], *, default_duration_s: float) -> LeaseRecord:
@@ -70,6 +72,7 @@ class LeaseRecord:
             quorums=quorum.parse(annotations.get(names.ANNOTATION_SYNCHRONOUS)),
             container=annotations.get(names.ANNOTATION_CONTAINER) or None,
             uid=metadata.get("uid"),
+            handover=annotations.get(names.ANNOTATION_HANDOVER) == "true",
             last_holder=spec.get("holderIdentity") or annotations.get(names.ANNOTATION_LAST_HOLDER),
         )
 

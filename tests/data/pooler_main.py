@@ -79,6 +79,7 @@ def main() -> None:
         cluster="shop",
         namespace="default",
         pod="shop-pgbouncer-0",
+        address="127.0.0.1",
         directory=Path(directory) / "run",
         secrets=Path(directory) / "secrets",
         pgbouncer_port=int(pgbouncer_port),

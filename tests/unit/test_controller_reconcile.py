@@ -101,11 +101,18 @@ def run(kube: FakeKube, *, primary: str = "shop-0", epoch: int = 1, instances: i
 
 
 def pod(name: str, component: str, address: str, annotations: dict[str, str]) -> dict[str, Any]:
+    of_template = (
+        {names.LABEL_SERVING: names.SERVING} if component == names.COMPONENT_PGBOUNCER else {}
+    )
     return {
         "metadata": {
             "name": name,
             "namespace": "test",
-            "labels": {names.LABEL_CLUSTER: "shop", names.LABEL_COMPONENT: component},
+            "labels": {
+                names.LABEL_CLUSTER: "shop",
+                names.LABEL_COMPONENT: component,
+                **of_template,
+            },
             "annotations": annotations,
         },
         "spec": {"nodeName": "worker"},
@@ -223,7 +230,7 @@ async def test_a_lost_lease_comes_back_with_what_is_known_of_the_data(kube: Fake
     lease = kube.find(LEASES, "shop-primary")
     assert lease is not None
     assert lease["metadata"]["annotations"][names.ANNOTATION_SYSTEM_ID] == "77"
-    assert lease["spec"].get("holderIdentity", "") == ""
+    assert lease["spec"]["holderIdentity"] == "shop-0", "it may still be writing"
     assert lease["spec"]["leaseTransitions"] == 1, "poolers never go back to an earlier epoch"
 
 
@@ -388,6 +395,80 @@ async def test_reports_of_poolers_that_are_gone_are_dropped(kube: FakeKube) -> N
     writes = await reconcile(kube)
     assert "patch configmaps/shop-poolers" in writes
     assert "pool-1" not in kube.find(CONFIG_MAPS, "shop-poolers")["data"]  # type: ignore[index]
+
+
+def second_pooler(kube: FakeKube) -> None:
+    kube.put(PODS, pod("pool-2", names.COMPONENT_PGBOUNCER, "10.0.1.2", {}))
+    told = PoolerReport(pod="pool-2", ready=True, primary="shop-0", epoch=1)
+    kube.find(CONFIG_MAPS, "shop-poolers")["data"]["pool-2"] = told.model_dump_json()  # type: ignore[index]
+
+
+def hears_all_but(kube: FakeKube, *silent: str) -> None:
+    """What the primary's agent reports."""
+    primary = kube.find(PODS, "shop-0")
+    assert primary is not None
+    annotations = primary["metadata"]["annotations"]
+    report = InstanceReport.model_validate_json(annotations[names.ANNOTATION_INSTANCE])
+    told = report.model_copy(update={"silent_poolers": silent})
+    annotations[names.ANNOTATION_INSTANCE] = told.model_dump_json()
+
+
+def labels(kube: FakeKube, name: str) -> dict[str, str]:
+    found = kube.find(PODS, name)
+    assert found is not None
+    return dict(found["metadata"]["labels"])
+
+
+def selector(kube: FakeKube, service: str) -> dict[str, str]:
+    found = kube.find(SERVICES, service)
+    assert found is not None
+    return dict(found["spec"]["selector"])
+
+
+async def test_a_silent_pooler_leaves_its_services_and_comes_back(kube: FakeKube) -> None:
+    await ready_cluster(kube)
+    second_pooler(kube)
+    want(kube, pgbouncer={"instances": 2})
+    for service in ("shop", "shop-ro"):
+        assert selector(kube, service).items() <= labels(kube, "pool-2").items()
+    hears_all_but(kube, "pool-2")
+    assert "patch pods/pool-2" in await reconcile(kube)
+    assert names.LABEL_SERVING not in labels(kube, "pool-2")
+    assert "pool-2: shop-0 does not hear it" in condition(kube, "Degraded")["message"]
+    assert await reconcile(kube) == []
+    hears_all_but(kube)
+    assert "patch pods/pool-2" in await reconcile(kube)
+    assert selector(kube, "shop").items() <= labels(kube, "pool-2").items()
+
+
+async def test_a_silent_pooler_leaves_though_the_spec_is_wrong_but_not_while_paused(
+    kube: FakeKube,
+) -> None:
+    await ready_cluster(kube)
+    second_pooler(kube)
+    hears_all_but(kube, "pool-2")
+    want(kube, paused=True)
+    assert "patch pods/pool-2" not in await reconcile(kube)
+    want(kube, postgres={"parameters": {"archive_mode": "off"}})
+    assert "patch pods/pool-2" in await reconcile(kube)
+
+
+async def test_the_services_of_an_earlier_version_lose_no_pooler_at_an_upgrade(
+    kube: FakeKube,
+) -> None:
+    await ready_cluster(kube)
+    second_pooler(kube)
+    for service in ("shop", "shop-ro"):
+        del kube.find(SERVICES, service)["spec"]["selector"][names.LABEL_SERVING]  # type: ignore[index]
+    for name in ("pool-1", "pool-2"):
+        del kube.find(PODS, name)["metadata"]["labels"][names.LABEL_SERVING]  # type: ignore[index]
+    writes = await reconcile(kube)
+    assert {"patch pods/pool-1", "patch pods/pool-2"} <= set(writes)
+    assert names.LABEL_SERVING not in selector(kube, "shop"), "before anybody has seen the labels"
+    assert "apply services/shop" in await reconcile(kube)
+    for service in ("shop", "shop-ro"):
+        assert selector(kube, service)[names.LABEL_SERVING] == names.SERVING
+    assert await reconcile(kube) == []
 
 
 async def test_a_stuck_pod_of_an_earlier_template_is_replaced(kube: FakeKube) -> None:

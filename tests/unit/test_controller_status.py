@@ -33,7 +33,7 @@ def pod(name: str, *, ready: bool, component: str, **status: Any) -> dict[str, A
         "metadata": {
             "name": name,
             "creationTimestamp": "2026-05-01T09:00:00Z",
-            "labels": {names.LABEL_COMPONENT: component},
+            "labels": {names.LABEL_COMPONENT: component, names.LABEL_SERVING: names.SERVING},
         },
         "spec": {"nodeName": "worker"},
         "status": {

@@ -127,3 +127,11 @@ def test_slower_troubles_do_not_hide_what_is_missing() -> None:
 def test_the_rows_show_it() -> None:
     row = told(observed(primary(disk_used_percent=40, repmgrd_paused=True), WELL[1])).members[0]
     assert (row.disk_used_percent, row.repmgrd_paused) == (40, True)
+
+
+def test_commits_that_wait_for_fewer_standbys_than_they_should_are_told() -> None:
+    found = warnings.find([primary(synchronous_missing=1, synchronous="")])
+    assert [each.reason for each in found] == ["SynchronousStandbysMissing"]
+    assert "no standby" in found[0].message
+    found = warnings.find([primary(failsafe=True)])
+    assert [each.reason for each in found] == ["Failsafe"]

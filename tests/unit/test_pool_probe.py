@@ -31,7 +31,7 @@ async def silent_server() -> AsyncIterator[tuple[tuple[str, int], asyncio.Event]
 
 @pytest.fixture
 async def probe() -> AsyncIterator[PrimaryProbe]:
-    made = PrimaryProbe(password=lambda: None, changed=lambda: None)
+    made = PrimaryProbe(pod="shop-pgbouncer-5d8f-x", password=lambda: None, changed=lambda: None)
     running = asyncio.create_task(made.run())
     yield made
     running.cancel()

@@ -66,6 +66,12 @@ class InstanceReport(_Report):
     repmgrd: bool = False
     repmgrd_paused: bool = False  # by a person or a switchover: it takes part in no failover
     postgres_version: str | None = None  # such as "17.11"
+    # What commits wait for, as synchronous_standby_names has it (primary only), and how many of the
+    # standbys that it wants are missing now
+    synchronous: str | None = None
+    synchronous_missing: int = 0
+    # The primary goes on without the API server, by the word of all other instances
+    failsafe: bool = False
     pending_restart: tuple[str, ...] = ()  # parameters that wait for a restart
     progress: str | None = None  # such as "clone: 412 of 2048 MiB"
     promotion: PromotionPhases | None = None
@@ -80,6 +86,10 @@ class InstanceReport(_Report):
     lost_standbys: tuple[str, ...] = ()
     # Of a primary: slot → WAL that it holds back, rounded down to a power of two; only much of it
     retained_wal_bytes: dict[str, int] = {}
+    # Pods of the standbys whose WAL sender streams; None: not a primary, or one that cannot tell
+    # yet because its standbys are still finding it
+    streaming: tuple[str, ...] | None = None
+    silent_poolers: tuple[str, ...] = ()  # pods that have not been heard for a while (primary only)
     agent_version: str = ""
 
 
@@ -101,4 +111,6 @@ class PoolerReport(_Report):
     resumed_at: str | None = None
     first_transaction_at: str | None = None
     pgbouncer_version: str | None = None
+    address: str | None = None  # of its pod, by which servers see its connections
+    mute: bool = False  # its agent is refused by a primary that accepts connections
     agent_version: str = ""

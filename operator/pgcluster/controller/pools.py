@@ -39,7 +39,7 @@ def target(observed: Observed) -> render.PoolTarget | None:
     standbys = tuple(
         pod.address
         for pod in observed.pods
-        if pod.address and pod.name != primary.name and reads(pod.manifest)
+        if pod.address and pod.name != primary.name and reads(pod.manifest, report.streaming)
     )
     return render.PoolTarget(
         primary=primary.name,

@@ -9,6 +9,7 @@ import logging
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from datetime import UTC, datetime
 
 import pydantic
 
@@ -16,14 +17,14 @@ from pgcluster.api import conditions, names
 from pgcluster.api.errors import BlockedError, RetryError
 from pgcluster.api.models import PgCluster, to_config
 from pgcluster.api.validation import check
-from pgcluster.controller import pools, rollout, scale, status, volumes
+from pgcluster.controller import certificates, pools, rollout, scale, serving, status, volumes
 from pgcluster.controller.apply import Applier
 from pgcluster.controller.metrics import Metrics
 from pgcluster.controller.observe import Key, Observed, observe
 from pgcluster.controller.prerequisites import Catalog, check_storage_class, images_of
 from pgcluster.controller.tell import tell
 from pgcluster.kube.client import KubeClient, Manifest
-from pgcluster.kube.errors import Conflict, Forbidden, Invalid
+from pgcluster.kube.errors import Conflict, Forbidden, Invalid, NotFound
 from pgcluster.kube.resources import (
     CONFIG_MAPS,
     PODS,
@@ -62,14 +63,18 @@ class Reconciler:
         *,
         identity: str,
         clock: Callable[[], float] = time.monotonic,
+        today: Callable[[], datetime] = lambda: datetime.now(UTC),
     ) -> None:
         self._client = client
         self._metrics = metrics
         self._catalog = catalog
         self._identity = identity
         self._clock = clock
+        self._today = today
         # Since when a pools' section has been wrong in this very way.
         self._wrong_since: dict[Key, tuple[str, float]] = {}
+        # Since when no primary has been there to tell which poolers are silent.
+        self._untold_since: dict[Key, float] = {}
 
     async def __call__(self, key: Key) -> Result | None:
         """Reconcile; None where the cluster is gone. RetryError and ApiError: to be tried again."""
@@ -93,6 +98,7 @@ class Reconciler:
     def forget(self, key: Key) -> None:
         """Drop what is kept for a cluster that is gone."""
         self._wrong_since.pop(key, None)
+        self._untold_since.pop(key, None)
         self._metrics.forget(*key)
 
     # --- writing ------------------------------------------------------------------------------
@@ -104,6 +110,9 @@ class Reconciler:
         pending = None
         again_s = None
         try:
+            if not cluster.spec.paused:
+                # First: clients are waiting, and a spec that cannot be acted on changes nothing.
+                await self._serve(observed)
             images = images_of(observed, cluster, self._catalog)
             if blocked is None and not cluster.spec.paused:
                 pending, again_s = await self._write(observed, cluster, images)
@@ -121,6 +130,24 @@ class Reconciler:
             again_s,
         )
 
+    async def _serve(self, observed: Observed) -> None:
+        """Take silent poolers out of their Services, and bring them back."""
+        key, now_s = observed.key, self._clock()
+        if serving.silent(observed) is not None:
+            self._untold_since.pop(key, None)
+        untold_s = now_s - self._untold_since.setdefault(key, now_s)
+        for change in serving.changes(observed, untold_s=untold_s):
+            label = {names.LABEL_SERVING: names.SERVING if change.serve else None}
+            patch = {"metadata": {"labels": label}}
+            try:
+                await self._client.merge_patch(
+                    PODS, change.pod, key.namespace, patch, manager=names.MANAGER_OPERATOR
+                )
+            except NotFound:
+                continue
+            to = "serves again" if change.serve else "leaves the Services"
+            log.info("pooler %s %s: %s", change.pod, to, change.reason)
+
     async def _write(
         self, observed: Observed, cluster: PgCluster, images: render_cluster.Images
     ) -> tuple[tuple[str, str] | None, float | None]:
@@ -131,7 +158,9 @@ class Reconciler:
             cluster, images=images, system_identifier=observed.system_identifier
         )
         manifests = [
-            scale.adjusted(manifest, replicas=replicas.count, live=live_set)
+            serving.adjusted(
+                scale.adjusted(manifest, replicas=replicas.count, live=live_set), observed
+            )
             for manifest in rendered
         ]
         kept = [
@@ -141,13 +170,17 @@ class Reconciler:
                 system_identifier=observed.system_identifier,
                 timeline=status.known_status(observed).timeline,
                 epoch=status.known_status(observed).epoch,
+                primary=status.known_status(observed).primary,
             ),
         ]
-        await applier.check([*kept, *manifests])
+        issued = certificates.wanted(observed, cluster, self._today())
+        await applier.check([*kept, *issued.manifests, *manifests])
         if live_set is None:
             await check_storage_class(self._client, cluster)
         for manifest in kept:
             await applier.create(manifest)
+        # Before the StatefulSet, whose pods mount one of them.
+        await certificates.write(self._client, applier, issued)
         refused = []
         for manifest in manifests:
             try:
@@ -156,7 +189,7 @@ class Reconciler:
                 # One wrong field must not keep all the others from being brought in line.
                 refused.append(f"{manifest['kind']} {manifest['metadata']['name']}: {error}")
         refused += await self._grow_volumes(observed, rendered, live_set)
-        await applier.delete_unwanted([*kept, *manifests])
+        await applier.delete_unwanted([*kept, *issued.manifests, *manifests])
         again_s = await self._repair_pools(observed, cluster, applier)
         await self._prune_poolers(observed)
         late = await self._replace_stuck(observed, live_set)

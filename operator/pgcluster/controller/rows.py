@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from pgcluster.api import names
 from pgcluster.api.models import Member, Pooler
-from pgcluster.controller import problems
-from pgcluster.controller.observe import InstancePod, Observed
+from pgcluster.controller import problems, serving
+from pgcluster.controller.observe import InstancePod, Observed, pod_ready
+from pgcluster.kube.client import Manifest
 
 
 def member(pod: InstancePod, holder: str) -> Member:
@@ -52,20 +53,29 @@ def member(pod: InstancePod, holder: str) -> Member:
     )
 
 
-def pooler(pod: str, is_ready: bool, observed: Observed) -> Pooler:
-    """One pooler; ready only with the section of the present primary."""
+def pooler(manifest: Manifest, observed: Observed) -> Pooler:
+    """One pooler; ready only with the section of the present primary, and heard by it."""
+    pod = manifest["metadata"]["name"]
+    is_ready = pod_ready(manifest)
     report = observed.pooler_reports.get(pod)
     if report is None:
         return Pooler(pod=pod, reason="its agent has not reported yet")
     current = observed.primary is not None and report.epoch == observed.epoch
+    unheard = pod in (serving.silent(observed) or ())
     reason = report.reason
-    if is_ready and report.ready and not current:
+    if is_ready and unheard:
+        reason = f"{observed.holder} does not hear it: it " + (
+            "gets no new clients"
+            if serving.others(observed)
+            else "stays in the Service, for no other pooler is ready"
+        )
+    elif is_ready and report.ready and not current:
         reason = f"it has applied epoch {report.epoch}, the Lease is at {observed.epoch}"
     elif report.ready and not is_ready:
         reason = "the kubelet does not find it ready"
     return Pooler(
         pod=pod,
-        ready=is_ready and report.ready and current,
+        ready=is_ready and report.ready and current and not unheard,
         paused=report.paused,
         reason=reason or None,
         primary=report.primary,

@@ -12,7 +12,7 @@ from pgcluster.api import names
 from pgcluster.api.models import Member, PgCluster, PgClusterStatus, Pooler
 from pgcluster.api.reports import PoolerReport
 from pgcluster.controller import failovers, problems, rows, warnings
-from pgcluster.controller.observe import InstancePod, Observed, pod_ready
+from pgcluster.controller.observe import InstancePod, Observed
 
 Wanted = tuple[str, bool, str, str]
 
@@ -45,7 +45,7 @@ def compute(
     generation = int(observed.cluster["metadata"].get("generation") or 0)
     members = tuple(rows.member(pod, observed.holder) for pod in observed.pods)
     poolers = tuple(
-        rows.pooler(pod["metadata"]["name"], pod_ready(pod), observed)
+        rows.pooler(pod, observed)
         for pod in observed.pooler_pods
         if "deletionTimestamp" not in pod["metadata"]
     )
@@ -66,6 +66,7 @@ def compute(
         summary=situation.summary(),
         primary=primary.name if primary else None,
         timeline=report.timeline if report else known.timeline,
+        synchronous=report.synchronous if report else known.synchronous,
         system_identifier=observed.system_identifier,
         epoch=observed.epoch if observed.lease else known.epoch or 0,
         instances=len(members),
@@ -176,7 +177,11 @@ class _Situation:
                 )
         return (
             c.NO_PRIMARY,
-            "no instance is the primary; clients of the pools wait" + (f" ({doing})" * bool(doing)),
+            "no instance is the primary; clients of the pools wait"
+            + (f" ({doing})" * bool(doing))
+            + ". Bring the missing instances back; or, where losing the last commits is better than"
+            " waiting, name the instance to promote:"
+            f" spec.failover.forcePromotion: {{instance: …, epoch: {self.observed.epoch}}}",
         )
 
     # --- conditions ---------------------------------------------------------------------------
@@ -257,7 +262,7 @@ class _Situation:
         return reason
 
 
-_GRAVE = (c.DISK_FULL, c.STANDBY_LOST_WAL)
+_GRAVE = (c.DISK_FULL, c.STANDBY_LOST_WAL, c.SYNCHRONOUS_MISSING, c.FAILSAFE)
 _BLOCKED = (
     c.INVALID_SPEC,
     c.NAME_CONFLICT,

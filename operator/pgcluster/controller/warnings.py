@@ -30,6 +30,7 @@ def find(pods: Iterable[InstancePod]) -> tuple[Finding, ...]:
     found: list[Finding] = []
     found += _full(reports)
     found += _lost(reports)
+    found += _promises(reports)
     found += _nearly_full(reports)
     found += _retained(reports)
     found += _repmgrd(reports)
@@ -59,6 +60,24 @@ def _full(reports: Mapping[str, InstanceReport]) -> Iterable[Finding]:
                 conditions.DISK_FULL,
                 f"the volume of {pod} is full{_percent(report)}: grow spec.storage.size, or free"
                 " space as a superuser",
+            )
+
+
+def _promises(reports: Mapping[str, InstanceReport]) -> Iterable[Finding]:
+    """What the primary's commits, or its right to write, lean on less safely than they should."""
+    for report in reports.values():
+        if report.synchronous_missing:
+            waits = report.synchronous or "no standby"
+            yield Finding(
+                conditions.SYNCHRONOUS_MISSING,
+                f"{report.synchronous_missing} of the standbys that commits should wait for do not"
+                f" stream; they wait for {waits}",
+            )
+        if report.failsafe:
+            yield Finding(
+                conditions.FAILSAFE,
+                f"{report.pod} cannot renew its Lease at the API server, and goes on by the word of"
+                " all other instances; no failover is possible meanwhile",
             )
 
 

@@ -22,6 +22,7 @@ from pgcluster.kube.client import KubeClient
 from pgcluster.kube.errors import Forbidden
 from pgcluster.kube.resources import CONFIG_MAPS, SECRETS
 from pgcluster.node.files import read_secret
+from pgcluster.node.hearing import Attachment
 from pgcluster.node.members import Members, patch_pod
 from pgcluster.node.metadata import Metadata
 from pgcluster.node.retention import Retention
@@ -67,13 +68,16 @@ class Duties:
         self._me = me
         self._address = address
         self.repmgr_database = LocalPostgres(names.DB_REPMGR)
-        self._metadata = Metadata(self.repmgr_database, config, lambda: self.repmgr, me=me)
+        self.metadata = Metadata(self.repmgr_database, config, lambda: self.repmgr, me=me)
         self.retention = Retention(local, config, me=me, registry=registry)
         self._internal_done = False
         self._declared: ClusterConfig | None = None
         self._declared_again_s = 0.0
         self._databases_written: str | None = None
+        self._attachment = Attachment()
         self.failed_objects: dict[str, str] = {}
+        # Pods of the standbys that this primary streams to; None while it cannot tell.
+        self.streaming: tuple[str, ...] | None = None
 
     @property
     def repmgr(self) -> Repmgr:
@@ -90,8 +94,23 @@ class Duties:
         self._declared = None
         self._databases_written = None
         self.retention.forget()
+        self._attachment.forget()
+        self.streaming = None
 
     # --- primary ------------------------------------------------------------------------------
+
+    async def see_standbys(self) -> None:
+        """Look which standbys are attached, for those who read from them."""
+        pods = [names.pod(self._config().name, ordinal) for ordinal in range(names.MAX_INSTANCES)]
+        rows = await self._local.query(
+            "SELECT DISTINCT application_name AS pod FROM pg_stat_replication"
+            " WHERE state = 'streaming' AND application_name = ANY(%s)",
+            pods,
+        )
+        streaming = self._attachment.look(monotonic_s(), (row["pod"] for row in rows))
+        if streaming != self.streaming:
+            log.info("standbys that stream: %s", streaming)
+        self.streaming = streaming
 
     async def point_pools_here(self, *, epoch: int, timeline: int) -> bool:
         """Make the pools' databases section name this instance; True where it was written.
@@ -102,7 +121,7 @@ class Duties:
         target = render_pgbouncer.PoolTarget(
             primary=self._me,
             primary_host=self._address,
-            standby_hosts=self._members.readable(),
+            standby_hosts=self._members.readable(self.streaming),
             epoch=epoch,
             timeline=timeline,
         )
@@ -197,7 +216,7 @@ class Duties:
             result = await self.repmgr.primary_register()
             if result.status != 0:
                 raise RetryError(f"repmgr primary register failed: {result.last_line}")
-        await self._metadata.keep()
+        await self.metadata.keep()
 
     async def drop_stale_slots(self) -> None:
         """Drop slots of instances that are no more; they would keep WAL for ever.

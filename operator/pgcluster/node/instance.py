@@ -14,14 +14,18 @@ from prometheus_client import CollectorRegistry
 from pgcluster import __version__
 from pgcluster.api import names
 from pgcluster.api.config import ClusterConfig, LeaseConfig
+from pgcluster.api.errors import RetryError
 from pgcluster.api.reports import InstanceReport, InstanceState
 from pgcluster.api.wal import WalPoint
 from pgcluster.clock import monotonic_s, utc_now
 from pgcluster.kube.client import KubeClient
+from pgcluster.node import files
 from pgcluster.node.duties import Duties
 from pgcluster.node.events import Events
 from pgcluster.node.lease import LeaseKeeper
 from pgcluster.node.members import Members
+from pgcluster.node.peers import Credentials, Peers
+from pgcluster.node.poolers import Poolers
 from pgcluster.node.processes import Child
 from pgcluster.node.promotion import Promotion
 from pgcluster.node.repmgrd import Repmgrd
@@ -29,8 +33,11 @@ from pgcluster.node.server import Server
 from pgcluster.node.settings import Settings
 from pgcluster.node.space import Space, coarse_percent
 from pgcluster.node.standing import Standing
+from pgcluster.node.synchronous import Synchronous
+from pgcluster.postgres.control import ControlData
 from pgcluster.postgres.local import Observation
 from pgcluster.topology.election import Candidate
+from pgcluster.topology.lease import Mark
 
 log = logging.getLogger(__name__)
 
@@ -59,6 +66,7 @@ class Instance:
         self.registry = CollectorRegistry()
         self.server = Server(lambda: self.config, self.me, ended=wake)
         self.repmgrd = Child("repmgrd", ended=wake)
+        self.synchronous = Synchronous(self.me)
         self.lease = LeaseKeeper(
             client,
             cluster=settings.cluster,
@@ -66,11 +74,17 @@ class Instance:
             me=self.me,
             timing=self._timing,
             mark=self._mark,
+            quorums=lambda: self.synchronous.quorums(self.config),
+            container=settings.container,
+            failsafe=lambda record: self.members.acknowledge(record, self.config.instances),
             renewed=self.server.fence.extend,
             changed=wake,
         )
+        self.credentials = Credentials(names.peer_name(settings.cluster, settings.namespace))
+        self.peers = Peers(self.credentials)
         self.members = Members(
             client,
+            self.peers,
             cluster=settings.cluster,
             namespace=settings.namespace,
             me=self.me,
@@ -104,6 +118,9 @@ class Instance:
             self.repmgrd, self.duties.repmgr_database, epoch=lambda: self.lease.epoch
         )
         self.events = Events(client, self.me, self.registry)
+        self.poolers = Poolers(
+            client, self.server.local, cluster=settings.cluster, namespace=settings.namespace
+        )
         # A rewind was tried since this data directory was last in service.
         self.rewind_failed = False
         # The history here has parted from the cluster's.
@@ -118,6 +135,8 @@ class Instance:
         self.hands_off_until_s = 0.0
         # The end of WAL that a clean stop of this primary has left.
         self.final_point: WalPoint | None = None
+        # Its recovery took too long once, and nobody else took over.
+        self.recovers_alone = False
 
     # --- what others ask ----------------------------------------------------------------------
 
@@ -155,6 +174,7 @@ class Instance:
         return Candidate(
             self.standing.system_identifier,
             self.standing.point,
+            exact=self.standing.exact,
             barred=self.leaving()
             or self.must_rejoin
             or self.standing.state in ("cloning", "rewinding", "refused", "fenced"),
@@ -172,6 +192,7 @@ class Instance:
         self.standing.see(observed)
         self.standing.holding = self.lease.holding()
         self.final_point = None
+        self.recovers_alone = False
         self.in_service = True
         self.duties.forget()
         self.say("running", "postgres runs")
@@ -186,8 +207,7 @@ class Instance:
             await self.server.checkpoint()
         await self.duties.close()
         await self.server.stop()
-        self.standing.control = await self.server.control()
-        self.standing.observed = None
+        self.rest(await self.server.control())
         if was_primary and self.standing.control is not None:
             self.final_point = self.standing.control.point
 
@@ -196,7 +216,17 @@ class Instance:
         self.in_service = False
         await self.duties.close()
         await self.server.stop(fast=False)
-        self.standing.observed = None
+        self.rest(await self.server.control())
+
+    def rest(self, control: ControlData | None) -> None:
+        """postgres does not run: take note of its data directory."""
+        self.standing.rest(control)
+        self.synchronous.stopped()
+
+    def write_configuration(self) -> bool:
+        """Write every configuration file; True where postgres should reload."""
+        setting = self.synchronous.setting(self.config)
+        return files.write_all(self.config, self.me, synchronous=setting)
 
     async def keep_repmgrd(self) -> None:
         """Have repmgrd run, and do its work."""
@@ -212,6 +242,16 @@ class Instance:
         """Have repmgrd not run."""
         await self.repmgrd.stop(signal.SIGTERM, within_s=5)
         self.standing.repmgrd = False
+
+    async def look_around(self, *, primary: bool) -> None:
+        """See who is there; nothing else of a cycle waits for that."""
+        try:
+            self.standing.silent_poolers = await self.poolers.look(primary=primary)
+            if primary:
+                await self.duties.see_standbys()
+        except RetryError as error:
+            log.info("who is there was not seen: %s", error)
+        self.standing.streaming = self.duties.streaming
 
     async def point_pools(self) -> bool:
         """Tell the pools that this instance is the primary; True where that was news to them."""
@@ -234,11 +274,11 @@ class Instance:
     def _timing(self) -> LeaseConfig:
         return self.config.failover.lease
 
-    def _mark(self) -> tuple[str | None, WalPoint | None]:
+    def _mark(self) -> Mark:
         """What the Lease's holder writes into it: only what a primary can vouch for."""
         standing = self.standing
         if self.final_point is not None:
-            return standing.system_identifier, self.final_point
+            return Mark(standing.system_identifier, self.final_point, final=True)
         if standing.observed is not None and not standing.observed.in_recovery:
-            return standing.system_identifier, standing.point
-        return standing.system_identifier, None
+            return Mark(standing.system_identifier, standing.point)
+        return Mark(standing.system_identifier, None)

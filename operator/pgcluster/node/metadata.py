@@ -181,6 +181,26 @@ class Metadata:
             else:
                 await self._correct(step)
 
+    async def promoted(self) -> None:
+        """What `repmgr standby promote` does to its tables, after a promotion past it."""
+        me = names.node_id(self._me)
+        await self._database.query(
+            "UPDATE repmgr.nodes SET active = false"
+            " WHERE type = 'primary' AND active AND node_id <> %s",
+            me,
+        )
+        await self._database.query(
+            "UPDATE repmgr.nodes SET type = 'primary', active = true, upstream_node_id = NULL"
+            " WHERE node_id = %s",
+            me,
+        )
+        await self._database.query(
+            "INSERT INTO repmgr.events (node_id, event, successful, details)"
+            " VALUES (%s, 'standby_promote', true, %s)",
+            me,
+            f"{self._me} was promoted by its agent, which did not wait for the lost primary",
+        )
+
     async def _remove(self, node_id: int) -> None:
         """By repmgr, whose event tells of it; past it where it refuses.
 

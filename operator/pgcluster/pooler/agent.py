@@ -37,6 +37,7 @@ from pgcluster.pooler.decide import (
 from pgcluster.pooler.files import Files
 from pgcluster.pooler.housekeeping import Housekeeping
 from pgcluster.pooler.metrics import Metrics
+from pgcluster.pooler.presence import Presence
 from pgcluster.pooler.probe import PrimaryProbe
 from pgcluster.pooler.reporting import Reporter
 from pgcluster.pooler.settings import Settings
@@ -73,15 +74,16 @@ class Agent:
         self._commands = Commands(self._admin, self._metrics, changed=self._wake.set)
         self._housekeeping = Housekeeping(self._admin, self._applier, self._files, self._metrics)
         self._probe = PrimaryProbe(
-            password=lambda: self._files.password("auth-password"), changed=self._wake.set
+            pod=settings.pod, password=self._auth_password, changed=self._wake.set
         )
+        self._presence = Presence(pod=settings.pod, password=self._auth_password)
         self._observed = Observed(source, wake=self._wake.set, doubt=self._probe.ask_now)
         self._applied: Offer | None = None
         self._repointed_at_s: float | None = None
         self._failed: tuple[str, float] | None = None
         self._late_since_s: float | None = None
         self._ready: tuple[bool, str] = (False, "starting")
-        self._reporter = Reporter(source, PoolerReport(pod=settings.pod))
+        self._reporter = Reporter(source, PoolerReport(pod=settings.pod, address=settings.address))
 
     # --- life ---------------------------------------------------------------------------------
 
@@ -119,6 +121,7 @@ class Agent:
             await asyncio.gather(*background, stop, return_exceptions=True)
             await self._leave()
         finally:
+            self._presence.close()
             self._admin.close()
             await runner.cleanup()
         if broken:
@@ -267,6 +270,10 @@ class Agent:
         section = self._applied.section if self._applied else None
         host = section.primary_host if section else None
         self._probe.aim((host, section.primary_port) if section and host else None)
+        self._presence.show(section.standbys if section else ())
+
+    def _auth_password(self) -> str | None:
+        return self._files.password("auth-password")
 
     @property
     def _primary(self) -> str | None:
@@ -304,5 +311,7 @@ class Agent:
             resumed_at=self._commands.phases.resumed_at,
             first_transaction_at=self._commands.phases.first_transaction_at,
             pgbouncer_version=self._housekeeping.version,
+            address=self._settings.address,
+            mute=facts.probe.state == "mute",
             agent_version=self._reporter.current.agent_version,
         )

@@ -22,15 +22,31 @@ _OPEN_S = 2.0
 _ANSWER_S = 2.0
 _EVERY_S = 1.0
 _RETRY_S = 0.1
-_QUESTION = "SELECT pg_catalog.pg_is_in_recovery() AS in_recovery"
+QUESTION = "SELECT pg_catalog.pg_is_in_recovery() AS in_recovery"
 
 Target = tuple[str, int]
+
+
+def parameters(target: Target, *, pod: str, password: str | None) -> dict[str, str | int]:
+    """How a pooler's agent connects to an instance: by its name there it is heard."""
+    given: dict[str, str | int] = {
+        "host": target[0],
+        "port": target[1],
+        "user": names.ROLE_POOLER,
+        "dbname": "postgres",
+        "application_name": names.pooler_application(pod),
+        "gssencmode": "disable",
+    }
+    return given | ({"password": password} if password else {})
 
 
 class PrimaryProbe:
     """Follows one server at a time; `changed` is called when what it says has changed."""
 
-    def __init__(self, *, password: Callable[[], str | None], changed: Callable[[], None]) -> None:
+    def __init__(
+        self, *, pod: str, password: Callable[[], str | None], changed: Callable[[], None]
+    ) -> None:
+        self._pod = pod
         self._password = password
         self._changed = changed
         self._target: Target | None = None
@@ -106,7 +122,7 @@ class PrimaryProbe:
             while True:
                 self._nudge.clear()
                 try:
-                    rows = await link.query(_QUESTION, deadline_s=_ANSWER_S)
+                    rows = await link.query(QUESTION, deadline_s=_ANSWER_S)
                 except Refused as refusal:
                     log.warning("the primary refuses the probe: %s", refusal)
                     self._set(target, "mute")
@@ -119,10 +135,10 @@ class PrimaryProbe:
 
     async def _not_answering(self, target: Target, reason: str) -> None:
         log.debug("probe: %s", reason)
-        parameters = {**self._parameters(target), "connect_timeout": 2}
-        parameters.pop("password", None)
+        given = {**self._parameters(target), "connect_timeout": 2}
+        given.pop("password", None)
         timed_out = "within" in reason
-        accepted = not timed_out and await asyncio.to_thread(accepts_connections, parameters)
+        accepted = not timed_out and await asyncio.to_thread(accepts_connections, given)
         self._set(target, "mute" if accepted else "lost")
 
     def _set(self, target: Target, state: ProbeState) -> None:
@@ -139,17 +155,7 @@ class PrimaryProbe:
             self._changed()
 
     def _parameters(self, target: Target) -> dict[str, str | int]:
-        parameters: dict[str, str | int] = {
-            "host": target[0],
-            "port": target[1],
-            "user": names.ROLE_POOLER,
-            "dbname": "postgres",
-            "application_name": "pgcluster-pooler",
-            "gssencmode": "disable",
-        }
-        if password := self._password():
-            parameters["password"] = password
-        return parameters
+        return parameters(target, pod=self._pod, password=self._password())
 
     async def _sleep(self, seconds: float) -> None:
         with contextlib.suppress(TimeoutError):

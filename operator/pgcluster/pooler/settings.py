@@ -17,6 +17,8 @@ class Settings:
     cluster: str
     namespace: str
     pod: str
+    # By which servers see the pod's connections; None where nobody says.
+    address: str | None = None
     # Shared with pgbouncer: its files and its socket.
     directory: Path = Path(names.PGBOUNCER_DIR)
     secrets: Path = Path(names.SECRETS_DIR) / "pooler"
@@ -31,6 +33,7 @@ class Settings:
                 cluster=os.environ["PGCLUSTER_NAME"],
                 namespace=os.environ["PGCLUSTER_NAMESPACE"],
                 pod=os.environ["POD_NAME"],
+                address=os.environ["POD_IP"],
             )
         except KeyError as error:
             raise FatalError(f"environment variable {error} is not set") from error

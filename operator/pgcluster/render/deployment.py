@@ -9,6 +9,8 @@ from pgcluster.render.metadata import Manifest, metadata, selector, template_met
 
 # pgbouncer waits for its clients on SIGTERM (since 1.23); this bounds it.
 _GRACE_S = 60
+# Told to end, it refuses new clients: not before the nodes have heard that it leaves its Services.
+_LEAVE_S = 3
 # Whose log `kubectl logs` shows.
 _DEFAULT_CONTAINER = "kubectl.kubernetes.io/default-container"
 # The agent's share of the pod; requirement and limit of pgbouncer itself are the user's.
@@ -33,9 +35,7 @@ def deployment(cluster: PgCluster, *, image: str) -> Manifest:
                 "rollingUpdate": {"maxSurge": 1, "maxUnavailable": 0},
             },
             "template": {
-                "metadata": template_metadata(
-                    cluster, names.COMPONENT_PGBOUNCER, {_DEFAULT_CONTAINER: "pgbouncer"}
-                ),
+                "metadata": _template_metadata(cluster),
                 "spec": {
                     "automountServiceAccountToken": False,
                     "initContainers": [_agent(cluster, image)],
@@ -54,6 +54,13 @@ def deployment(cluster: PgCluster, *, image: str) -> Manifest:
             },
         },
     }
+
+
+def _template_metadata(cluster: PgCluster) -> Manifest:
+    """With the label by which a Service finds a pod: one that starts while the operator is away
+    serves too. It is not in the Deployment's own selector, so that a pod may lose it."""
+    made = template_metadata(cluster, names.COMPONENT_PGBOUNCER, {_DEFAULT_CONTAINER: "pgbouncer"})
+    return {**made, "labels": {**made["labels"], names.LABEL_SERVING: names.SERVING}}
 
 
 def _agent(cluster: PgCluster, image: str) -> Manifest:
@@ -102,6 +109,7 @@ def _pgbouncer(cluster: PgCluster, image: str) -> Manifest:
             "failureThreshold": 3,
         },
         "readinessProbe": {**listener, "periodSeconds": 2, "timeoutSeconds": 2},
+        "lifecycle": {"preStop": {"sleep": {"seconds": _LEAVE_S}}},
         "securityContext": pods.CONTAINER_SECURITY,
         "volumeMounts": [{"name": "run", "mountPath": names.PGBOUNCER_DIR}],
     }

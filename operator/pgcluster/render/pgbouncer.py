@@ -88,6 +88,17 @@ class Section:
         ports = (entry.port for entry in self.entries if not entry.read_only)
         return next(ports, names.PORT_POSTGRES)
 
+    @property
+    def standbys(self) -> tuple[tuple[str, int], ...]:
+        """Addresses and ports of the standbys that it names."""
+        found = {
+            (host, entry.port)
+            for entry in self.entries
+            if entry.read_only and entry.host != NOWHERE
+            for host in entry.host.split(",")
+        }
+        return tuple(sorted(found))
+
     def entry(self, database: str) -> Entry | None:
         """What serves a database: its own entry, else the fallback."""
         own = {entry.name: entry for entry in self.entries}

@@ -67,8 +67,11 @@ def preload_libraries(config: ClusterConfig) -> str:
     return ",".join(["repmgr", *(name for name in wanted if name and name != "repmgr")])
 
 
-def parameters(config: ClusterConfig, *, instance: str) -> dict[str, str]:
-    """Every parameter of an instance: our defaults, the user's, then what the operator owns."""
+def parameters(config: ClusterConfig, *, instance: str, synchronous: str = "") -> dict[str, str]:
+    """Every parameter of an instance: our defaults, the user's, then what the operator owns.
+
+    `synchronous` is what its commits are to wait for when it is the primary.
+    """
     defaults = {
         **sized(config),
         **wal_sized(config),
@@ -107,6 +110,7 @@ def parameters(config: ClusterConfig, *, instance: str) -> dict[str, str]:
         "port": str(names.PORT_POSTGRES),
         "restart_after_crash": "on",
         "shared_preload_libraries": preload_libraries(config),
+        "synchronous_standby_names": synchronous,
         "unix_socket_directories": names.PG_SOCKET_DIR,
         # pg_rewind needs it where data checksums are off.
         "wal_log_hints": "on",
@@ -125,12 +129,10 @@ def quote(value: str) -> str:
     return "'" + value.replace("\\", "\\\\").replace("'", "''") + "'"
 
 
-def postgresql_conf(config: ClusterConfig, *, instance: str) -> str:
+def postgresql_conf(config: ClusterConfig, *, instance: str, synchronous: str = "") -> str:
     """`postgresql.conf` of an instance."""
-    lines = [
-        f"{name} = {quote(value)}"
-        for name, value in sorted(parameters(config, instance=instance).items())
-    ]
+    values = parameters(config, instance=instance, synchronous=synchronous)
+    lines = [f"{name} = {quote(value)}" for name, value in sorted(values.items())]
     return "\n".join(lines) + "\n"
 
 

@@ -37,11 +37,15 @@ def _node_rules(cluster: PgCluster) -> list[Manifest]:
     rules = [
         _rule("", "configmaps", [names.config_map(name)], _READ),
         _rule("", "configmaps", [names.config_map_pgbouncer(name)], (*_READ, "patch")),
+        # Who has to be heard.
+        _rule("", "configmaps", [names.config_map_poolers(name)], _READ),
         _rule("", "pods", pods, (*_READ, "patch")),
         _rule("coordination.k8s.io", "leases", [names.primary_lease(name)], (*_READ, "update")),
         _rule("events.k8s.io", "events", [], ("create",)),
     ]
     passwords = {user.password_secret.name for user in users(cluster) if user.password_secret}
+    # Whoever reads that one can make himself an instance.
+    passwords.discard(names.secret_ca(name))
     if passwords:
         rules.append(_rule("", "secrets", passwords, ("get",)))
     return rules

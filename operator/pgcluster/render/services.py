@@ -20,8 +20,9 @@ def services(cluster: PgCluster) -> list[Manifest]:
     instances = selector(cluster, names.COMPONENT_POSTGRES)
     primary = {**instances, names.LABEL_ROLE: names.ROLE_PRIMARY}
     poolers = selector(cluster, names.COMPONENT_PGBOUNCER)
+    serving = {**poolers, names.LABEL_SERVING: names.SERVING}
     # Without poolers the address that applications know leads to the primary.
-    pool = poolers if cluster.spec.pgbouncer.instances > 0 else primary
+    pool = serving if cluster.spec.pgbouncer.instances > 0 else primary
     made = [_service(cluster, names.service_pool(name), names.COMPONENT_PGBOUNCER, selector=pool)]
     if has_read_only_pool(cluster):
         made.append(
@@ -29,7 +30,7 @@ def services(cluster: PgCluster) -> list[Manifest]:
                 cluster,
                 names.service_read_only(name),
                 names.COMPONENT_PGBOUNCER,
-                selector=poolers,
+                selector=serving,
             )
         )
     return [

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
 from pgcluster.api import names
@@ -19,10 +19,12 @@ def report_of(pod: Mapping[str, Any]) -> InstanceReport | None:
     return None
 
 
-def reads(pod: Mapping[str, Any]) -> bool:
+def reads(pod: Mapping[str, Any], streaming: Collection[str] | None = None) -> bool:
     """Whether the instance is a streaming standby that clients may read from.
 
-    Its own word is not enough: a node that is lost leaves it behind.
+    Its own word is not enough, nor is the kubelet's: a node that is lost leaves both behind, for
+    50 s. The primary notices within `wal_sender_timeout`: `streaming` are the pods that it sends
+    WAL to, None while it cannot tell.
     """
     report = report_of(pod)
     conditions = (pod.get("status") or {}).get("conditions") or []
@@ -30,6 +32,26 @@ def reads(pod: Mapping[str, Any]) -> bool:
         report is not None
         and report.role == names.ROLE_STANDBY
         and report.ready
+        and (streaming is None or pod["metadata"]["name"] in streaming)
         and "deletionTimestamp" not in pod["metadata"]
         and any(c["type"] == "Ready" and c["status"] == "True" for c in conditions)
     )
+
+
+def ended(pod: Mapping[str, Any], container: str, *, for_good: bool) -> bool:
+    """Whether the kubelet says that the very container that wrote `container` has ended.
+
+    It repeats what a container left as its termination message, so this needs neither clocks nor
+    counters. `for_good`: and that it is not being started again right now.
+    """
+    status = pod.get("status") or {}
+    for each in status.get("containerStatuses") or ():
+        states = [each.get("state") or {}, each.get("lastState") or {}]
+        if any((s.get("terminated") or {}).get("message") == container for s in states):
+            waiting = (states[0].get("waiting") or {}).get("reason")
+            return not for_good or (
+                status.get("phase") in ("Failed", "Succeeded")
+                or waiting == "CrashLoopBackOff"
+                or "deletionTimestamp" in pod["metadata"]
+            )
+    return False

@@ -35,7 +35,10 @@ def test_a_standbys_invalidated_slot_is_renewed_and_told_until_it_streams_again(
     renewed = Slot("repmgr_slot_3", active=False, status="", retained_bytes=None)
     second = find([ONE, renewed], CONFIG, me="shop-0")
     assert (second.invalid, second.lost) == ((), ("shop-2",))
-    assert find([ONE, TWO], CONFIG, me="shop-0").lost == ()
+    trying = Slot("repmgr_slot_3", active=True, status="", retained_bytes=None)
+    assert find([ONE, trying], CONFIG, me="shop-0").lost == ("shop-2",), "it fails at once"
+    cloned = Slot("repmgr_slot_3", active=True, status="", retained_bytes=None, streams=True)
+    assert find([ONE, cloned], CONFIG, me="shop-0").lost == ()
     merely_away = Slot("repmgr_slot_3", active=False, status="extended", retained_bytes=GIB)
     assert find([ONE, merely_away], CONFIG, me="shop-0").lost == ()
 
@@ -59,7 +62,7 @@ def test_a_slot_that_holds_back_much_is_told(
 
 
 def test_a_strangers_slot_that_holds_back_much_is_told_too() -> None:
-    logical = Slot("debezium", active=False, retained_bytes=4 * GIB, type="logical")
+    logical = Slot("debezium", active=False, retained_bytes=4 * GIB)
     assert find([logical], CONFIG, me="shop-0").retained == {"debezium": 4 * GIB}
 
 

@@ -120,6 +120,11 @@ def test_a_full_primary_hands_over_only_to_one_with_room(
     assert worth_handing_over([volume(free_mib)], told) is expected
 
 
+def test_the_second_crash_is_judged_as_the_first() -> None:
+    """The ballast, given back after the first, is not room that a crash had nothing to do with."""
+    assert not worth_handing_over([volume(64, ballast=False)], {})
+
+
 def test_a_report_rests_while_a_volume_fills_slowly() -> None:
     assert coarse_percent([]) is None
     assert [coarse_percent([volume(free)]) for free in (1000 - 64, 600, 590, 0)] == [0, 35, 35, 90]

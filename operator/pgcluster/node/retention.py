@@ -29,21 +29,26 @@ _MUCH_BYTES = 16 << 30
 _ASK_DEADLINE_S = 3
 
 _SLOTS: LiteralString = """
-SELECT slot_name AS name, slot_type AS type, active, coalesce(wal_status, '') AS status,
-       greatest(0, pg_wal_lsn_diff(pg_current_wal_lsn(), restart_lsn))::bigint AS retained
-FROM pg_replication_slots
+SELECT s.slot_name AS name, s.active, coalesce(s.wal_status, '') AS status,
+       pg_wal_lsn_diff(pg_current_wal_lsn(), s.restart_lsn)::bigint AS retained,
+       coalesce(r.state = 'streaming', false) AS streams
+FROM pg_replication_slots AS s LEFT JOIN pg_stat_replication AS r ON r.pid = s.active_pid
 """
 
 
 @dataclass(frozen=True, slots=True)
 class Slot:
-    """A replication slot of the primary; `retained_bytes` is None where it reserves no WAL."""
+    """A replication slot of the primary; `retained_bytes` is None where it reserves no WAL.
+
+    A standby whose WAL is gone makes its slot active for a moment each time that it tries, so
+    `streams` is what says that it is back.
+    """
 
     name: str
     active: bool
     status: str = "reserved"
     retained_bytes: int | None = 0
-    type: str = "physical"
+    streams: bool = False
 
     @property
     def ours(self) -> bool:
@@ -87,7 +92,7 @@ def find(slots: Iterable[Slot], config: ClusterConfig, *, me: str) -> Findings:
         sorted(
             standbys[s.name]
             for s in known
-            if s.name in standbys and not s.active and (s.name in invalid or not s.reserves)
+            if s.name in standbys and not s.streams and (s.name in invalid or not s.reserves)
         )
     )
     limit = slot_limit_bytes(config)
@@ -138,7 +143,7 @@ class Retention:
         A renewed slot reserves nothing until its standby is there: it only stands for it.
         """
         slots = [
-            Slot(row["name"], row["active"], row["status"], row["retained"], row["type"])
+            Slot(row["name"], row["active"], row["status"], row["retained"], row["streams"])
             for row in await self._local.query(_SLOTS)
         ]
         self.findings = find(slots, self._config(), me=self._me)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 
 from pgcluster.api.errors import RetryError
@@ -95,7 +96,9 @@ class Running:
         """postgres accepts writes, but the Lease is not ours: stop it before anything else."""
         instance = self._instance
         log.warning("postgres runs as a primary without the Lease: stopping it")
-        instance.server.data.put_standby_signal()
+        # On a full volume it may fail; the next start as a standby will not do without.
+        with contextlib.suppress(RetryError):
+            instance.server.data.put_standby_signal()
         # Whether its history has parted from the cluster's is for the start table to find out.
         await instance.stop_at_once()
         instance.say("fenced", "postgres ran as a primary without the Lease")

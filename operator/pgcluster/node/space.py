@@ -95,7 +95,8 @@ def worth_handing_over(volumes: Iterable[Volume], peers: Mapping[str, InstanceRe
     as WAL for a standby that is away, may leave a standby roomy though. One that does not say how
     full it is counts as full.
     """
-    if not any(volume.free_bytes < volume.floor_bytes for volume in volumes):
+    # What the ballast has given back is no room: it counts as full until it would be made again.
+    if not any(decide(volume, full=True, running=False).full for volume in volumes):
         return True
     return any(
         peer.role == names.ROLE_STANDBY

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 from dataclasses import replace
 
@@ -92,6 +93,8 @@ class Stopped:
         in_place = failover.on_crash == "restart" and len(self._crashes_s) < _CRASHES_IN_PLACE
         if in_place or instance.config.instances == 1 or not failover.automatic:
             return
+        with contextlib.suppress(OSError):
+            await instance.space.look()
         if not worth_handing_over(instance.space.seen, instance.members.reports()):
             log.warning("the volume is full, and so are those of the others: staying the primary")
             return

@@ -7,11 +7,11 @@ STEP := $(BUILD)/step
 VENV := .venv/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test check format generate cluster down images load install e2e bootstrap clean distclean
+.PHONY: help demo test check format generate cluster down images load install e2e e2e-full bootstrap clean distclean
 .NOTPARALLEL:
 
 help: ## what there is to make
-	@sed -n 's/^\([a-z0-9]*\):.*## \(.*\)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 18
+	@sed -n 's/^\([a-z0-9-]*\):.*## \(.*\)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 18
 
 demo: ## from a bare machine to a failover that an application hardly sees
 	@$(BUILD)/demo
@@ -49,6 +49,10 @@ install: load ## … and the CRD and the operator onto the cluster
 	@$(STEP) "Operator" $(BUILD)/cluster install
 
 e2e: bootstrap cluster install ## the end-to-end tests alone (ARGS="-k failover"), on a cluster that stays
+	@KUBECONFIG=$$($(BUILD)/cluster kubeconfig) $(VENV)/pytest tests/e2e $(ARGS)
+
+e2e-full: export E2E_FULL := 1
+e2e-full: bootstrap cluster install ## … each fault as often and as long as its row of acceptance says: hours
 	@KUBECONFIG=$$($(BUILD)/cluster kubeconfig) $(VENV)/pytest tests/e2e $(ARGS)
 
 bootstrap: ## the Python environment in .venv

@@ -193,9 +193,11 @@ class Cluster:
         """The single value of a query."""
         return self.psql(pod, sql, database)[0][0]
 
-    def exec(self, pod: str, *command: str, check: bool = True) -> Any:
+    def exec(self, pod: str, *command: str, check: bool = True, timeout_s: float = 60.0) -> Any:
         """A command in a pod's postgres container."""
-        return self.kubectl.exec(pod, *command, container=POSTGRES, check=check)
+        return self.kubectl.exec(
+            pod, *command, container=POSTGRES, check=check, timeout_s=timeout_s
+        )
 
     def repmgr(self, pod: str, *arguments: str) -> Any:
         """A repmgr command, typed as in a shell of the pod; with its exit status."""
@@ -243,7 +245,7 @@ class Cluster:
         return eventually(told, within=within, what="repmgr and status agree")
 
     def agreed(self, *, within: float = READY_WITHIN_S) -> str:
-        """As `settled`, without the status, which is nobody's business while the operator is away."""
+        """As `settled`, without the status, which nobody keeps while the operator is away."""
         return eventually(self._same_everywhere, within=within, what="repmgr and Lease agree")
 
     def _same_everywhere(self) -> str:

@@ -127,7 +127,7 @@ class Observer:
 
 
 class Client(Observer):
-    """Eight writers through the pool; with a `host`, straight to one server; with a `node`, there."""
+    """Eight writers through the pool, or straight to the server `host`; on `node` if it is told."""
 
     kind = "client"
 

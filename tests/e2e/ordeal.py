@@ -41,14 +41,23 @@ class Ordeal:
     """From the moment before a fault to the moment when nothing of it is left."""
 
     def __init__(
-        self, name: str, cluster: Cluster, client: Client, watcher: Watcher, report: Report
+        self,
+        name: str,
+        cluster: Cluster,
+        client: Client,
+        watcher: Watcher,
+        report: Report,
+        *,
+        operator: bool = True,
     ) -> None:
         self.name = name
         self.cluster = cluster
         self._client = client
         self._watcher = watcher
         self._report = report
-        self.primary = cluster.settled(within=SETTLED_WITHIN_S)
+        # Without an operator there is no status to look at.
+        self._settled = cluster.settled if operator else cluster.agreed
+        self.primary = self._settled(within=SETTLED_WITHIN_S)
         self.seen = watcher.mark()
         self.mark = client.mark()
 
@@ -60,17 +69,14 @@ class Ordeal:
         """What the application has counted since the ordeal began."""
         return self._client.stats(self.mark)
 
-    def ended(
-        self, *, may_lose: bool = False, operator: bool = True, within: float = SETTLED_WITHIN_S
-    ) -> Outcome:
+    def ended(self, *, may_lose: bool = False, within: float = SETTLED_WITHIN_S) -> Outcome:
         """Wait until all is as it should be, assert what is always true, report what it cost.
 
         `may_lose`: replication is asynchronous and the primary was lost, so that what it alone had
-        is counted and not forbidden. Without an `operator` there is no status to look at.
+        is counted and not forbidden.
         """
         self.writes_again()
-        wait = self.cluster.settled if operator else self.cluster.agreed
-        after = wait(within=within)
+        after = self._settled(within=within)
         counted = self._client.stats(self.mark)
         self._tell(counted)
         self._watcher.assert_one_primary()
@@ -115,6 +121,6 @@ class Ordeals:
     watcher: Watcher
     report: Report
 
-    def begin(self, name: str) -> Ordeal:
+    def begin(self, name: str, *, operator: bool = True) -> Ordeal:
         """Wait until nothing is left of an earlier one, then set the marks."""
-        return Ordeal(name, self.cluster, self.client, self.watcher, self.report)
+        return Ordeal(name, self.cluster, self.client, self.watcher, self.report, operator=operator)

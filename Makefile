@@ -12,6 +12,11 @@ VENV := .venv/bin
 
 help: ## what there is to make
 	@sed -n 's/^\([a-z0-9-]*\):.*## \(.*\)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 20
+.PHONY: help demo test check format generate cluster down images load install e2e e2e-full bootstrap clean distclean
+.NOTPARALLEL:
+
+help: ## what there is to make
+	@sed -n 's/^\([a-z0-9-]*\):.*## \(.*\)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 18
 
 demo: ## from a bare machine to a failover that an application hardly sees
 	@$(BUILD)/demo
@@ -59,6 +64,9 @@ bench-table: bootstrap ## … and its tables, for docs/performance.md
 
 chaos: ## a random sequence of faults until one breaks what must be true (FAULTS=200 SEED=n SYNC=quorum)
 	@$(BUILD)/bench chaos --faults $(or $(FAULTS),200) $(if $(SEED),--seed $(SEED)) $(if $(SYNC),--synchronous $(SYNC)) $(ARGS)
+e2e-full: export E2E_FULL := 1
+e2e-full: bootstrap cluster install ## … each fault as often and as long as its row of acceptance says: hours
+	@KUBECONFIG=$$($(BUILD)/cluster kubeconfig) $(VENV)/pytest tests/e2e $(ARGS)
 
 bootstrap: ## the Python environment in .venv
 	@$(BUILD)/bootstrap

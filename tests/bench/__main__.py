@@ -161,6 +161,17 @@ def files_of(folder: Path) -> list[tuple[str, CaseFile]]:
     ]
 
 
+def opened(path: Path, about: dict[str, Any], *, append: bool) -> CaseFile:
+    """The file of a case, with the runs that are there if they are to be kept."""
+    if not append or not path.exists():
+        return CaseFile(path, about)
+    found = CaseFile.read(path)
+    different = [key for key in ("images", "machine") if found.about.get(key) != about[key]]
+    if different:
+        sys.exit(f"{path} was measured with other {' and '.join(different)}: not appended to")
+    return found
+
+
 def print_tables(folder: Path) -> None:
     """The tables of docs/performance.md."""
     found = files_of(folder)
@@ -182,15 +193,14 @@ def measure(options: argparse.Namespace) -> None:
             "commit": surroundings.commit(),
             "machine": surroundings.machine(),
             "versions": surroundings.versions(around, primary),
+            "images": surroundings.images(around, primary),
             "synchronous": options.synchronous,
             "seed": options.seed,
         }
         bench = Bench(around, seed=options.seed)
         for name in options.cases or CASES:
             path = folder / f"{name}.json"
-            file = CaseFile(path, {"case": name, **about})
-            if options.append and path.exists():
-                file = CaseFile.read(path)
+            file = opened(path, {"case": name, **about}, append=options.append)
             print(f"{name}: runs {len(file.runs) + 1} to {options.runs}", flush=True)
             try:
                 bench.run(CASES[name], file, options.runs)

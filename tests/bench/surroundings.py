@@ -60,6 +60,17 @@ def versions(world: World, primary: str) -> dict[str, str]:
     }
 
 
+def images(world: World, primary: str) -> dict[str, str]:
+    """Identity of the images that run: the commit is only where they should come from."""
+    pods = {"postgres": primary, "pgbouncer": world.cluster.poolers()[0]}
+    return {
+        name: world.cluster.kubectl.json("get", "pod", pod)["status"]["containerStatuses"][0][
+            "imageID"
+        ].rpartition("sha256:")[2][:12]
+        for name, pod in pods.items()
+    }
+
+
 def load() -> list[float]:
     """Load average of the machine over 1, 5 and 15 minutes."""
     return [round(value, 2) for value in os.getloadavg()]

@@ -19,7 +19,10 @@ from tests.e2e.kubectl import KubectlError
 _BORING = re.compile(
     r"checkpoint (starting|complete)|read-only transaction|STATEMENT:|INSERT INTO pgcluster_watch"
     r"|ON CONFLICT \(address\)|login attempt|closing because|command is:|pgcluster-event"
-    r"|executing notification command|stats: |connection (received|authorized)"
+    r"|executing notification command|watch of .* broke off|report was not written|stats: "
+    r"|connection (received|authorized)"
+    # The watcher at an address that was an instance's and is now a pooler's.
+    r"|unsupported startup parameter"
 )
 SHOWN = 100
 
@@ -146,7 +149,13 @@ class History:
                         continue
                     parts.append(parse(output))
         parts += [parse(path.read_text()) for path, _ in self._followed]
-        return [line for line in merged(*parts) if line.at >= self._since]
+        found = merged(*parts)
+        return [line for line in found if line.at >= self._since and self._is_ours(line)]
+
+    def _is_ours(self, line: Line) -> bool:
+        """Whether a line names no cluster or ours: the operator has others, too."""
+        ours = f'"cluster": "{self._cluster.kubectl.namespace}/{self._cluster.name}"'
+        return '"cluster": ' not in line.text or ours in line.text
 
     def write(self) -> tuple[Path, list[str]]:
         """Keep all lines in a file; it, and the last lines of interest."""

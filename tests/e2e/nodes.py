@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import os
 import subprocess
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 from tests.e2e.diagnostics import SYSTEM_NAMESPACE
@@ -84,6 +85,47 @@ def thaw(node: str) -> None:
     _ended(f"frozen {node}")
 
 
+def cut_path(node: str, address: str) -> None:
+    """Drop what passes between a node and one address, both ways; its other paths stay."""
+    _begun(f"path {node} {address}", lambda: _path(node, address, "-D"))
+    _path(node, address, "-I")
+
+
+def heal_path(node: str, address: str) -> None:
+    """Let it pass again."""
+    _ended(f"path {node} {address}")
+
+
+def cordon(node: str) -> None:
+    """No new pod is placed on it."""
+    _begun(f"cordoned {node}", lambda: _kubectl("uncordon", node))
+    _kubectl("cordon", node)
+
+
+def uncordon(node: str) -> None:
+    """New pods may be placed on it again."""
+    _ended(f"cordoned {node}")
+
+
+def is_ready(node: str, *, within: float = 90.0) -> None:
+    """Wait until a node is heard again, and says that it is Ready.
+
+    The condition alone would not do: for its first 40 s the loss of a node does not show in it.
+    """
+    leases = Kubectl("kube-node-lease")
+    before = leases.json("get", "lease", node)["spec"]["renewTime"]
+
+    def ready() -> bool:
+        renewed = leases.json("get", "lease", node)["spec"]["renewTime"]
+        assert renewed != before, f"the kubelet was last heard {before}"
+        conditions = leases.json("get", "node", node)["status"]["conditions"]
+        told = next(c for c in conditions if c["type"] == "Ready")
+        assert told["status"] == "True", told
+        return True
+
+    eventually(ready, within=within, what=f"node {node} is Ready")
+
+
 # --- the API server -----------------------------------------------------------------------------
 def stop_api_server() -> None:
     """End it, and refuse every connection to the one that starts in its place."""
@@ -141,6 +183,112 @@ def _scaled_to_zero(namespace: str, deployment: str) -> Undo:
     return lambda: _ended(key)
 
 
+# --- for as long as a test wants ----------------------------------------------------------------
+@contextmanager
+def switched_off(*machines: str) -> Iterator[None]:
+    """Without power, all at once; at the end they have it again and are Ready."""
+    with _for_a_while(machines, power_off, power_on):
+        yield
+
+
+@contextmanager
+def cut_off(node: str, direction: str = "both") -> Iterator[None]:
+    """Without its cable; at the end it is plugged in and the node is Ready."""
+    with _for_a_while([node], lambda it: cut(it, direction), heal):
+        yield
+
+
+@contextmanager
+def frozen(node: str) -> Iterator[None]:
+    """Standing still; at the end it runs and is Ready."""
+    with _for_a_while([node], freeze, thaw):
+        yield
+
+
+@contextmanager
+def path_cut(node: str, address: str) -> Iterator[None]:
+    """With one path of a node cut."""
+    try:
+        cut_path(node, address)
+        yield
+    finally:
+        heal_path(node, address)
+
+
+@contextmanager
+def cordoned(node: str) -> Iterator[None]:
+    """Without room for new pods on a node."""
+    try:
+        cordon(node)
+        yield
+    finally:
+        uncordon(node)
+
+
+@contextmanager
+def api_server_stopped() -> Iterator[None]:
+    """Every connection to the API server is refused; at the end it answers."""
+    try:
+        stop_api_server()
+        yield
+    finally:
+        start_api_server()
+        api_server_answers()
+
+
+@contextmanager
+def api_server_frozen() -> Iterator[None]:
+    """The API server takes connections and answers nothing; at the end it does."""
+    try:
+        freeze_api_server()
+        yield
+    finally:
+        thaw_api_server()
+        api_server_answers()
+
+
+@contextmanager
+def without_operator() -> Iterator[None]:
+    """No operator; at the end it is there again."""
+    operator_away()
+    try:
+        _gone(SYSTEM_NAMESPACE, "app.kubernetes.io/name=pgcluster-operator")
+        yield
+    finally:
+        _ended("pgcluster-operator away")
+
+
+@contextmanager
+def without_dns() -> Iterator[None]:
+    """No name is resolved in the cluster; at the end names are again."""
+    dns_away()
+    try:
+        _gone("kube-system", "k8s-app=kube-dns")
+        yield
+    finally:
+        _ended("coredns away")
+
+
+@contextmanager
+def _for_a_while(
+    machines: Sequence[str], begin: Callable[[str], None], end: Callable[[str], None]
+) -> Iterator[None]:
+    try:
+        for node in machines:
+            begin(node)
+        yield
+    finally:
+        for node in machines:
+            end(node)
+        for node in machines:
+            is_ready(node)
+
+
+def _gone(namespace: str, labels: str) -> None:
+    kubectl = Kubectl(namespace)
+    eventually(lambda: not kubectl.objects("pods", labels=labels), within=90, what=f"no {labels}")
+
+
 # --- how ----------------------------------------------------------------------------------------
 def _begun(key: str, undo: Undo) -> None:
     _undo[key] = undo
@@ -154,7 +302,22 @@ def _ended(key: str) -> None:
 
 
 def _node(action: str, node: str, *more: str) -> None:
+    if os.environ.get("CLUSTER") == "kind":
+        raise NodeError(f"{action} of {node}: only the local cluster can do that (CLUSTER=local)")
     _run([_LOCALKUBE, "node", action, node, *more], _COMMAND_WITHIN_S)
+
+
+def _kubectl(*arguments: str) -> None:
+    Kubectl().run(*arguments)
+
+
+def _path(node: str, address: str, action: str) -> None:
+    # Before and after all of kube-proxy's rules, as localkube's own one-way cuts.
+    for rule in (
+        ["-t", "raw", action, "PREROUTING", "-i", "eth0", "-s", address],
+        ["-t", "mangle", action, "POSTROUTING", "-o", "eth0", "-d", address],
+    ):
+        execute(node, "iptables", "--wait", "10", *rule, "-j", "DROP")
 
 
 def _packets_to_api(action: str) -> None:

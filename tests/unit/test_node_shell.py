@@ -9,24 +9,29 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import Any, cast
 
 import pytest
 
 from pgcluster.api.config import ClusterConfig
+from pgcluster.api.errors import RetryError
 from pgcluster.api.reports import InstanceReport
 from pgcluster.api.wal import Lsn, WalPoint
 from pgcluster.clock import monotonic_s
+from pgcluster.kube.client import KubeClient
 from pgcluster.node import client, files, guard, ipc
 from pgcluster.node.data import DataDirectories
 from pgcluster.node.fence import Fence
 from pgcluster.node.members import (
+    Members,
     candidate_document,
     failsafe_document,
     parse_candidate,
     parse_failsafe,
 )
+from pgcluster.node.peers import Peers
 from pgcluster.node.processes import Child, clear_survivors, survivors
 from pgcluster.node.server import VolumeLock
 from pgcluster.node.standing import Standing, coarse
@@ -260,6 +265,35 @@ def test_an_agents_status_survives_the_wire() -> None:
         last_holder="shop-0",
     )  # fmt: skip
     assert parse_failsafe(json.loads(json.dumps(failsafe_document(record)))) == record
+
+
+class Answers:
+    """Peers of which one answers, one does not, and one makes no sense."""
+
+    async def ask(self, address: str, path: str) -> Mapping[str, Any]:
+        assert path == "/status"
+        if address == "10.0.0.2":
+            raise RetryError("no answer")
+        return ANSWER if address == "10.0.0.1" else {"candidate": {"timeline": "x", "lsn": "0/1"}}
+
+
+CANDIDATE = Candidate("7001", WalPoint(1, Lsn(1)))
+ANSWER = candidate_document(CANDIDATE, InstanceReport(pod="shop-1", state="running"), {})
+
+
+async def test_whoever_does_not_answer_is_no_candidate() -> None:
+    members = Members(
+        cast(KubeClient, None),
+        cast(Peers, Answers()),
+        cluster="shop",
+        namespace="test",
+        me="shop-0",
+        changed=asyncio.Event(),
+    )
+    for ordinal in range(4):
+        status = {"podIP": f"10.0.0.{ordinal}"}
+        members._set(f"shop-{ordinal}", {"metadata": {}, "status": status})
+    assert await members.candidates() == {"shop-1": CANDIDATE}
 
 
 def observation(**changes: object) -> Observation:

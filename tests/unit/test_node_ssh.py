@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import subprocess
 import sys
-import time
 
 import pytest
 
@@ -88,15 +87,12 @@ def test_a_strange_answer_is_told(received: bytes, words: str) -> None:
 
 
 def test_it_starts_without_heavy_imports() -> None:
-    started_s = time.perf_counter()
     told = subprocess.run(
         [sys.executable, "-ISX", "importtime", ssh.__file__],
         capture_output=True,
         text=True,
         timeout=30,
     )
-    took_s = time.perf_counter() - started_s
     imported = {line.rpartition("|")[2].strip() for line in told.stderr.splitlines()}
     assert "ssl" in imported
     assert not imported & {"asyncio", "http.client", "email", "logging", "pydantic", "aiohttp"}
-    assert took_s < 2, "0.1 s is usual, on a loaded machine more"

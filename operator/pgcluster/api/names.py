@@ -38,6 +38,8 @@ MANAGED_BY = "pgcluster-operator"
 ANNOTATION_SYSTEM_ID = f"{GROUP}/system-identifier"
 ANNOTATION_TIMELINE = f"{GROUP}/timeline"
 ANNOTATION_WAL_POSITION = f"{GROUP}/wal-position"
+# … the highest timeline that any promotion has begun, finished or not;
+ANNOTATION_RESERVED = f"{GROUP}/timeline-reserved"
 # … whether that position is the exact end, after a stop in order;
 ANNOTATION_FINAL = f"{GROUP}/final"
 # … what its commits wait for (topology/quorum.py);

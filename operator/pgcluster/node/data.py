@@ -99,6 +99,19 @@ class DataDirectories:
             await asyncio.to_thread(shutil.rmtree, self._aside, ignore_errors=True)
             await asyncio.to_thread(self._remove_stray_waldirs)
 
+    def use_up_timelines(self, first: int, end: int) -> None:
+        """Have the next promotion begin timeline `end`, and none of those from `first` up to it.
+
+        PostgreSQL takes the first number of which it finds no history file, and does not read what
+        it finds. An empty one is nobody's history: a standby that looks for a newer timeline to
+        follow refuses it. Source: findNewestTimeLine, rescanLatestTimeLine.
+        """
+        for number in range(first, end):
+            path = self.current / "pg_wal" / f"{number:08X}.history"
+            with contextlib.suppress(FileExistsError):
+                os.close(os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600))
+        _sync(self.current / "pg_wal")
+
     def put_standby_signal(self) -> None:
         """Make sure that the next start is not that of a primary; RetryError on a full volume."""
         try:

@@ -46,9 +46,10 @@ class Pass:
 
 @dataclass(frozen=True, slots=True)
 class Take:
-    """Try to take the Lease, then ask again."""
+    """Try to take the Lease, then ask again; `forced`: a person accepts what is missing here."""
 
     reason: str
+    forced: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,6 +106,8 @@ def decide_gate(facts: GateFacts) -> Pass | Take | Ask | Hold | Deny:
     candidates = {**facts.others, facts.me: facts.candidate}
     if reason := unfit(facts.me, candidates, rules):
         return Deny(f"{facts.me} may not become primary: {reason}")
+    if rules.forced == facts.me:
+        return Take("spec.failover.forcePromotion names this instance", forced=True)
     if facts.holder_ended:
         return Take(f"the container of {lease.record.holder} has ended")
     return Take("the Lease was released" if lease.released() else "the Lease has expired")

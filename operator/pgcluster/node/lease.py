@@ -15,13 +15,15 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-from collections.abc import Awaitable, Callable, Iterable
+from collections.abc import Awaitable, Callable, Iterable, Mapping
 from dataclasses import replace
+from types import MappingProxyType
 from typing import Any
 
 from pgcluster.api import names
 from pgcluster.api.config import LeaseConfig
 from pgcluster.api.errors import PgClusterError
+from pgcluster.api.wal import WalPoint
 from pgcluster.clock import monotonic_s, utc_now
 from pgcluster.kube.client import KubeClient
 from pgcluster.kube.errors import Conflict
@@ -132,22 +134,23 @@ class LeaseKeeper:
         """Write what has changed (mark, quorums) now, and not at the next renewal."""
         self._soon.set()
 
-    async def take(self, *, ended: str | None = None) -> bool:
+    async def take(self, *, ended: str | None = None, accepted: WalPoint | None = None) -> bool:
         """Take the Lease, or renew it where it is ours already; False where that did not work.
 
         The caller has decided that it may: it is free, or its holder's container `ended`. A stale
-        view does no harm: the write carries the version that was looked at.
+        view does no harm: the write carries the version that was looked at. `accepted` is the mark
+        from now on, where a person has accepted that what is beyond it is lost.
         """
         async with self._writing:
             try:
-                return await self._take(ended)
+                return await self._take(ended, accepted)
             except PgClusterError as error:
                 log.info("the Lease was not taken: %s", error)
                 return False
             finally:
                 self._taking = False
 
-    async def _take(self, ended: str | None) -> bool:
+    async def _take(self, ended: str | None, accepted: WalPoint | None) -> bool:
         manifest = await self._read()
         if manifest is None:
             return False
@@ -157,8 +160,13 @@ class LeaseKeeper:
         if not self._may_take(record, ended):
             return False
         self.taken_over = record.holder not in ("", self._me)
+        lowered = _mark_annotations(accepted)
+        if accepted is not None and record.mark.point is not None:
+            # What is given up has used its timeline.
+            used = max(record.reserved, record.mark.point.timeline)
+            lowered[names.ANNOTATION_RESERVED] = str(used)
         sent_s = monotonic_s()
-        self._hold(await self._write(manifest, holder=self._me), sent_s)
+        self._hold(await self._write(manifest, holder=self._me, more=lowered), sent_s)
         log.info("took the Lease", extra={"epoch": self.epoch})
         return True
 
@@ -174,6 +182,38 @@ class LeaseKeeper:
             if now_s < until_s and not gave_up:
                 return False
         return record.holder == self._me or view.free(now_s)
+
+    async def reserve(self, timeline: int) -> int | None:
+        """As the holder, put on record which timeline the promotion of this instance, which is on
+        `timeline`, begins; None where that did not work.
+
+        PostgreSQL takes the next number that it does not know to be in use. A primary that was lost
+        right after its promotion has used that one too, and two histories of one number are told
+        apart by nobody: not by pg_rewind, nor by a standby. So each promotion has its own.
+        """
+        async with self._writing:
+            for _ in range(2):
+                try:
+                    manifest = await self._read()
+                    if manifest is None or self._valid_until_s is None:
+                        return None
+                    record = self._parse(manifest)
+                    known = record.mark.point.timeline if record.mark.point else 0
+                    number = max(record.reserved, known, timeline) + 1
+                    sent_s = monotonic_s()
+                    written = await self._write(
+                        manifest,
+                        holder=self._me,
+                        more={names.ANNOTATION_RESERVED: str(number)},
+                    )
+                except Conflict:
+                    continue
+                except PgClusterError as error:
+                    log.warning("the timeline of the promotion was not recorded: %s", error)
+                    return None
+                self._hold(written, sent_s)
+                return number
+        return None
 
     def acknowledge(self, record: LeaseRecord) -> str | None:
         """Promise not to take the Lease from this holder for its duration; else why not.
@@ -315,7 +355,12 @@ class LeaseKeeper:
         return manifest
 
     async def _write(
-        self, manifest: dict[str, Any], *, holder: str, handover: bool = False
+        self,
+        manifest: dict[str, Any],
+        *,
+        holder: str,
+        handover: bool = False,
+        more: Mapping[str, str] = MappingProxyType({}),
     ) -> dict[str, Any]:
         timing = self._timing()
         spec = dict(manifest.get("spec") or {})
@@ -332,6 +377,7 @@ class LeaseKeeper:
             **(metadata.get("annotations") or {}),
             **self._annotations(),
             names.ANNOTATION_HANDOVER: str(handover).lower(),
+            **more,
         }
         if not holder:
             metadata["annotations"][names.ANNOTATION_LAST_HOLDER] = before
@@ -346,10 +392,7 @@ class LeaseKeeper:
         }
         if mark.system_identifier is not None:
             made[names.ANNOTATION_SYSTEM_ID] = mark.system_identifier
-        if mark.point is not None:
-            made[names.ANNOTATION_TIMELINE] = str(mark.point.timeline)
-            made[names.ANNOTATION_WAL_POSITION] = str(mark.point.lsn)
-        return made
+        return made | _mark_annotations(mark.point)
 
     def _hold(self, written: dict[str, Any], sent_s: float) -> None:
         self._valid_until_s = sent_s + self._timing().renew_deadline_s
@@ -380,6 +423,15 @@ class LeaseKeeper:
 
     def _parse(self, manifest: dict[str, Any]) -> LeaseRecord:
         return LeaseRecord.parse(manifest, default_duration_s=self._timing().duration_s)
+
+
+def _mark_annotations(point: WalPoint | None) -> dict[str, str]:
+    if point is None:
+        return {}
+    return {
+        names.ANNOTATION_TIMELINE: str(point.timeline),
+        names.ANNOTATION_WAL_POSITION: str(point.lsn),
+    }
 
 
 def _older(candidate: dict[str, Any], current: dict[str, Any]) -> bool:

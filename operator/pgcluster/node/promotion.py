@@ -99,7 +99,8 @@ class Promotion:
                 case Take():
                     record = facts.lease.record if facts.lease else None
                     ended = record.container if record and facts.holder_ended else None
-                    if await self._lease.take(ended=ended):
+                    accepted = self._standing.point if verdict.forced else None
+                    if await self._lease.take(ended=ended, accepted=accepted):
                         self._passed = utc_now()
                         continue
             # What the others had is true for the moment only.
@@ -116,7 +117,11 @@ class Promotion:
             until_s = self._lease.valid_until_s
             if until_s is None:
                 return False, "the Lease was lost before the promotion"
-            trouble = await self._server.promote(until_s)
+            timeline = self._standing.point.timeline if self._standing.point else 0
+            reserved = await self._lease.reserve(timeline)
+            if reserved is None:
+                return False, "the timeline of the promotion could not be recorded in the Lease"
+            trouble = await self._server.promote(until_s, after=timeline, timeline=reserved)
             if trouble is not None:
                 return False, trouble
             observed = await self._server.local.observe()

@@ -262,7 +262,7 @@ class Running:
         if self._lease_free_since_s is None:
             self._lease_free_since_s = now_s
         free_s = now_s - self._lease_free_since_s
-        if view is None or not instance.config.failover.automatic:
+        if view is None:
             return _WAITING_CYCLE_S
         patience_s = _HANDOVER_S if view.record.handover else _WATCHDOG_S
         if view.released() and free_s < patience_s:
@@ -273,6 +273,8 @@ class Running:
             maximum_lag_bytes=instance.config.failover.maximum_lag_bytes,
             forced=instance.config.failover.forced,
         )
+        if not instance.config.failover.automatic and rules.forced is None:
+            return _WAITING_CYCLE_S
         others = await instance.members.candidates(without=view.record.holder)
         outcome = elect(
             {**others, instance.me: instance.candidate()}, rules, patient=free_s < _PATIENCE_S

@@ -132,10 +132,14 @@ class Server:
                 raise TooSlow(f"postgres has not recovered within {within_s:g} s")
         raise RetryError(f"postgres ended while starting, status {self.child.last_status}")
 
-    async def promote(self, until_s: float) -> str | None:
-        """Turn a standby into the primary under the fence; the reason where that failed."""
+    async def promote(self, until_s: float, *, after: int, timeline: int) -> str | None:
+        """Turn a standby into the primary under the fence; the reason where that failed.
+
+        It is on timeline `after`, and is to begin `timeline`.
+        """
         if self.child.pid is None:
             return "postgres does not run"
+        self.data.use_up_timelines(after + 1, timeline)
         self.fence.arm(until_s)
         result = await run(
             [f"{self._bindir}/pg_ctl", "-D", str(self.data.current), "-w", "-t", "60", "promote"],

@@ -143,6 +143,16 @@ def read(received: bytes) -> dict[str, object]:
     return document
 
 
+def _put(descriptor: int, text: str) -> None:
+    """Write everything, or what is still read: repmgr closes the pipe after one line at times."""
+    data = text.encode(errors="replace")
+    try:
+        while data:
+            data = data[os.write(descriptor, data) :]
+    except BrokenPipeError:
+        return
+
+
 def main(arguments: list[str]) -> int:
     """Run one command of repmgr on a peer."""
     try:
@@ -155,9 +165,8 @@ def main(arguments: list[str]) -> int:
     except (Wrong, OSError) as error:
         sys.stderr.write(f"ssh: {host}: {error}\n")
         return 255
-    sys.stdout.write(str(answer.get("output", "")))
-    sys.stdout.flush()
-    sys.stderr.write(str(answer.get("errors", "")))
+    _put(1, str(answer.get("output", "")))
+    _put(2, str(answer.get("errors", "")))
     status = answer.get("status")
     return status if isinstance(status, int) and 0 <= status <= 255 else 255
 

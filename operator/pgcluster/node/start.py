@@ -80,7 +80,9 @@ class Refuse(Decision):
 
 @dataclass(frozen=True, slots=True)
 class TakeLease(Decision):
-    """Take the Lease, then look at the table again."""
+    """Take the Lease, then look at the table again; `forced`: whatever is missing here."""
+
+    forced: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -227,7 +229,7 @@ def _start_orphan(facts: StartFacts, data: DataDirectory, lease: LeaseView) -> D
     )
     outcome = elect(candidates, rules)
     if isinstance(outcome, Elected) and outcome.pod == facts.me:
-        return TakeLease(outcome.reason)
+        return TakeLease(outcome.reason, forced=rules.forced == facts.me)
     if lease.record.last_holder == facts.me and data.was_primary and not facts.must_rejoin:
         # Nobody has written since: it has every acknowledged commit.
         given_up_s = facts.now_s - lease.changed_at_s

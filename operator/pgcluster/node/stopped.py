@@ -146,7 +146,8 @@ class Stopped:
                 return 5.0
             case TakeLease():
                 instance.say("waiting", decision.reason)
-                return 0.0 if await instance.lease.take() else 0.5
+                accepted = instance.standing.point if decision.forced else None
+                return 0.0 if await instance.lease.take(accepted=accepted) else 0.5
             case Bootstrap():
                 await self._bootstrap(decision)
             case StartPrimary():

@@ -40,6 +40,8 @@ class LeaseRecord:
     those that the holder's commits may rest on (None: not readable), `container` names the very
     container that holds it, `uid` the very object. `last_holder` is the holder, or who released it;
     `handover`: for a successor that somebody, such as `repmgr standby switchover`, has chosen.
+    `reserved` is the highest timeline that any promotion has begun: it may exist although no mark
+    names it.
     """
 
     holder: str
@@ -52,6 +54,7 @@ class LeaseRecord:
     uid: str | None = None
     last_holder: str | None = None
     handover: bool = False
+    reserved: int = 0
 
     @classmethod
     def parse(cls, manifest: Mapping[str, Any], *, default_duration_s: float) -> LeaseRecord:
@@ -72,9 +75,17 @@ class LeaseRecord:
             quorums=quorum.parse(annotations.get(names.ANNOTATION_SYNCHRONOUS)),
             container=annotations.get(names.ANNOTATION_CONTAINER) or None,
             uid=metadata.get("uid"),
+            reserved=_number(annotations.get(names.ANNOTATION_RESERVED)),
             handover=annotations.get(names.ANNOTATION_HANDOVER) == "true",
             last_holder=spec.get("holderIdentity") or annotations.get(names.ANNOTATION_LAST_HOLDER),
         )
+
+
+def _number(text: str | None) -> int:
+    try:
+        return int(text or 0)
+    except ValueError:
+        return 0
 
 
 def _point(annotations: Mapping[str, str]) -> WalPoint | None:

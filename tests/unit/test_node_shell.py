@@ -270,7 +270,7 @@ def test_an_agents_status_survives_the_wire() -> None:
 class Answers:
     """Peers of which one answers, one does not, and one makes no sense."""
 
-    async def ask(self, address: str, path: str) -> Mapping[str, Any]:
+    async def ask(self, address: str, path: str, *, deadline_s: float = 1.0) -> Mapping[str, Any]:
         assert path == "/status"
         if address == "10.0.0.2":
             raise RetryError("no answer")

@@ -7,16 +7,11 @@ STEP := $(BUILD)/step
 VENV := .venv/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test check format generate cluster down images load install e2e bench bench-table chaos bootstrap clean distclean
+.PHONY: help demo test check format generate cluster down images load install e2e e2e-full bench bench-table chaos bootstrap clean distclean
 .NOTPARALLEL:
 
 help: ## what there is to make
 	@sed -n 's/^\([a-z0-9-]*\):.*## \(.*\)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 20
-.PHONY: help demo test check format generate cluster down images load install e2e e2e-full bootstrap clean distclean
-.NOTPARALLEL:
-
-help: ## what there is to make
-	@sed -n 's/^\([a-z0-9-]*\):.*## \(.*\)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 18
 
 demo: ## from a bare machine to a failover that an application hardly sees
 	@$(BUILD)/demo

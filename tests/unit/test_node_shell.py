@@ -51,6 +51,10 @@ def victim(tmp_path: Path) -> Iterator[subprocess.Popen[bytes]]:
         process.kill()
 
 
+def written(tmp_path: Path) -> int:
+    return int.from_bytes((tmp_path / "lease").read_bytes(), sys.byteorder)
+
+
 async def ends(victim: subprocess.Popen[bytes], within_s: float = 5.0) -> int:
     return await asyncio.to_thread(victim.wait, within_s)
 
@@ -58,12 +62,15 @@ async def ends(victim: subprocess.Popen[bytes], within_s: float = 5.0) -> int:
 async def test_a_fence_strikes_only_after_its_deadline(
     victim: subprocess.Popen[bytes], tmp_path: Path
 ) -> None:
-    fence = Fence(monotonic_s, tmp_path)
+    fence = Fence(monotonic_s, tmp_path, tmp_path / "lease")
     await fence.start()
+    assert written(tmp_path) == 0, "who is not armed may not write at all"
     fence.arm(monotonic_s() + 0.3)
     await asyncio.sleep(0.15)
-    fence.extend(monotonic_s() + 0.6)
+    until_s = monotonic_s() + 0.6
+    fence.extend(until_s)
     await asyncio.sleep(0.4)
+    assert written(tmp_path) == int(until_s * 1e9)
     assert victim.poll() is None
     assert not fence.fenced
     assert await ends(victim) == -signal.SIGKILL
@@ -79,7 +86,7 @@ async def test_a_fence_strikes_only_after_its_deadline(
 async def test_a_disarmed_fence_leaves_a_standby_alone(
     victim: subprocess.Popen[bytes], tmp_path: Path
 ) -> None:
-    fence = Fence(monotonic_s, tmp_path)
+    fence = Fence(monotonic_s, tmp_path, tmp_path / "lease")
     await fence.start()
     fence.extend(monotonic_s() + 0.05)
     fence.arm(monotonic_s() + 0.2)
@@ -93,7 +100,7 @@ async def test_a_disarmed_fence_leaves_a_standby_alone(
 async def test_the_fence_works_while_the_agent_is_blocked(
     victim: subprocess.Popen[bytes], tmp_path: Path
 ) -> None:
-    fence = Fence(monotonic_s, tmp_path)
+    fence = Fence(monotonic_s, tmp_path, tmp_path / "lease")
     await fence.start()
     fence.arm(monotonic_s() + 0.2)
     await asyncio.sleep(0)
@@ -107,7 +114,7 @@ async def test_the_fence_strikes_a_stopped_process_too(
 ) -> None:
     victim.send_signal(signal.SIGSTOP)
     os.waitpid(victim.pid, os.WUNTRACED)  # noqa: ASYNC222 # it stops at once
-    fence = Fence(monotonic_s, tmp_path)
+    fence = Fence(monotonic_s, tmp_path, tmp_path / "lease")
     await fence.start()
     fence.arm(monotonic_s() + 0.1)
     assert await ends(victim) == -signal.SIGKILL
@@ -117,7 +124,7 @@ async def test_the_fence_strikes_a_stopped_process_too(
 async def test_a_guard_that_ends_is_replaced_and_told_the_deadline(
     victim: subprocess.Popen[bytes], tmp_path: Path
 ) -> None:
-    fence = Fence(monotonic_s, tmp_path)
+    fence = Fence(monotonic_s, tmp_path, tmp_path / "lease")
     await fence.start()
     fence.arm(monotonic_s() + 1.0)
     assert fence._process is not None
@@ -130,7 +137,8 @@ def test_the_end_of_the_agent_is_the_end_of_its_primary(
     victim: subprocess.Popen[bytes], tmp_path: Path
 ) -> None:
     guard_ = subprocess.Popen(
-        [sys.executable, "-I", "-S", guard.__file__, str(tmp_path)], stdin=subprocess.PIPE
+        [sys.executable, "-I", "-S", guard.__file__, str(tmp_path), str(tmp_path / "lease")],
+        stdin=subprocess.PIPE,
     )
     assert guard_.stdin is not None
     guard_.stdin.write(f"until {monotonic_s() + 60}\n".encode())
@@ -270,7 +278,7 @@ def test_an_agents_status_survives_the_wire() -> None:
 class Answers:
     """Peers of which one answers, one does not, and one makes no sense."""
 
-    async def ask(self, address: str, path: str, *, deadline_s: float = 1.0) -> Mapping[str, Any]:
+    async def ask(self, address: str, path: str, *, deadline_s: float) -> Mapping[str, Any]:
         assert path == "/status"
         if address == "10.0.0.2":
             raise RetryError("no answer")

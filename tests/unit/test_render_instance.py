@@ -46,8 +46,8 @@ def test_repmgr_is_preloaded_before_the_users_libraries() -> None:
     config = CONFIG.model_copy(
         update={"parameters": {"shared_preload_libraries": "pg_stat_statements, repmgr"}}
     )
-    assert postgres.preload_libraries(config) == "repmgr,pg_stat_statements"
-    assert postgres.preload_libraries(CONFIG) == "repmgr"
+    assert postgres.preload_libraries(config) == "repmgr,pgcluster_fence,pg_stat_statements"
+    assert postgres.preload_libraries(CONFIG) == "repmgr,pgcluster_fence"
 
 
 @given(st.text(st.characters(exclude_characters="\n\r\0", codec="utf-8")))

@@ -99,6 +99,7 @@ REPMGR_CONF = f"{RUN}/repmgr.conf"
 REPMGR_CONF_LINK = "/etc/repmgr.conf"  # where repmgr looks by itself; the image links it
 PASSFILE = f"{RUN}/pgpass"
 HOSTS_FILE = f"{RUN}/hosts"
+LEASE_FILE = f"{RUN}/lease"  # until when postgres may write: from the guard to pgcluster_fence
 TERMINATION_LOG = "/dev/termination-log"  # the kubelet reads it when the container has ended
 SPACE_CONF = f"{RUN}/space.conf"  # what postgres may not do while a volume is full
 AGENT_CLIENT = "/usr/local/bin/pgcluster-event"  # repmgr's commands call it

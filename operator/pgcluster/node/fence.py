@@ -9,10 +9,12 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
 
+from pgcluster.api import names
 from pgcluster.api.errors import FatalError
 from pgcluster.node import guard
 
@@ -28,15 +30,23 @@ class Fence:
     `disarm()` when it is a standby or is stopped. Deadlines are of the clock `now_s`.
     """
 
-    def __init__(self, now_s: Callable[[], float], pgdata: Path) -> None:
+    def __init__(
+        self,
+        now_s: Callable[[], float],
+        pgdata: Path,
+        lease_file: Path = Path(names.LEASE_FILE),
+    ) -> None:
         self._now_s = now_s
         self._pgdata = pgdata
+        self._lease_file = lease_file
         self._until_s: float | None = None
         self._process: asyncio.subprocess.Process | None = None
         self._watch: asyncio.Task[None] | None = None
 
     async def start(self) -> None:
         """Have the guard run, and again whenever it ends."""
+        self._lease_file.touch(mode=0o600)
+        os.truncate(self._lease_file, guard.WORD)
         await self._spawn()
         self._watch = asyncio.create_task(self._keep(), name="guard")
 
@@ -88,7 +98,7 @@ class Fence:
 
     async def _spawn(self) -> None:
         self._process = await asyncio.create_subprocess_exec(
-            *(sys.executable, "-I", "-S", guard.__file__, str(self._pgdata)),
+            *(sys.executable, "-I", "-S", guard.__file__, str(self._pgdata), str(self._lease_file)),
             stdin=asyncio.subprocess.PIPE,
             # A signal to the agent's group must not reach it.
             process_group=0,

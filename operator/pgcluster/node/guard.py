@@ -5,13 +5,18 @@ when the agent is not: blocked, stopped by a signal, or out of memory. After a f
 container its first act is to look at the clock. Backends are killed like the postmaster, because
 one that merely was to be told would have the time to acknowledge a commit.
 
+Between its waking and its strike a backend may run. Therefore the deadline also stands in a file,
+in which each backend looks before it commits and again before it answers (pgcluster_fence.c).
+
 Started as a script, with nothing but the standard library's lightest parts.
 
-Usage: guard.py PGDATA, with lines on standard input: `until SECONDS` of CLOCK_BOOTTIME, or `off`.
+Usage: guard.py PGDATA LEASE_FILE, with lines on standard input: `until SECONDS` of CLOCK_BOOTTIME,
+or `off`.
 The end of standard input while armed is the end of the agent, and ends postgres too.
 """
 
 import contextlib
+import mmap
 import os
 import select
 import signal
@@ -20,6 +25,7 @@ import time
 
 _AGAIN_S = 0.05
 _GIVE_UP_S = 30.0
+WORD = 8  # bytes
 
 
 def now_s() -> float:
@@ -58,9 +64,13 @@ def strike(pgdata: str) -> None:
     )
 
 
-def main(pgdata: str) -> int:
+def main(pgdata: str, lease_file: str) -> int:
     """Obey standard input until it ends."""
     os.set_blocking(0, False)
+    # Written in place: postgres has mapped this very file.
+    handle = os.open(lease_file, os.O_CREAT | os.O_RDWR, 0o600)
+    os.truncate(handle, WORD)
+    shared = mmap.mmap(handle, WORD)
     until_s = None
     rest = b""
     while True:
@@ -78,10 +88,12 @@ def main(pgdata: str) -> int:
             *lines, rest = (rest + text).split(b"\n")
             for line in lines:
                 until_s = float(line[6:]) if line.startswith(b"until ") else None
+                # Who is not armed may not write at all: a standby that was promoted by hand.
+                shared[:] = int((until_s or 0) * 1e9).to_bytes(WORD, sys.byteorder)
         if until_s is not None and now_s() >= until_s:
             strike(pgdata)
             until_s = None
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1]))
+    sys.exit(main(sys.argv[1], sys.argv[2]))

@@ -59,12 +59,15 @@ def slot_limit_bytes(config: ClusterConfig) -> int | None:
     return config.wal_room_bytes // (2 if config.wal_volume else 4)
 
 
+_LIBRARIES = ("repmgr", "pgcluster_fence")
+
+
 def preload_libraries(config: ClusterConfig) -> str:
-    """`repmgr`, which repmgrd needs, and then the user's libraries."""
+    """`repmgr`, which repmgrd needs, the fence, and then the user's libraries."""
     wanted = [
         name.strip() for name in config.parameters.get("shared_preload_libraries", "").split(",")
     ]
-    return ",".join(["repmgr", *(name for name in wanted if name and name != "repmgr")])
+    return ",".join([*_LIBRARIES, *(name for name in wanted if name and name not in _LIBRARIES)])
 
 
 def parameters(config: ClusterConfig, *, instance: str, synchronous: str = "") -> dict[str, str]:
@@ -107,6 +110,7 @@ def parameters(config: ClusterConfig, *, instance: str, synchronous: str = "") -
         "listen_addresses": "*",
         "log_destination": "stderr",
         "logging_collector": "off",
+        "pgcluster.lease": names.LEASE_FILE,
         "port": str(names.PORT_POSTGRES),
         "restart_after_crash": "on",
         "shared_preload_libraries": preload_libraries(config),

@@ -33,6 +33,8 @@ from tests.data.servers import Postgres, as_user, binaries, eventually, free_por
 CONFIG = ClusterConfig(name="shop", namespace="prod", uid="u", instances=2)
 MIB = 1 << 20
 
+pytestmark = pytest.mark.timeout(180)  # WAL is filled by the segment, on a machine under load
+
 
 class Clock:
     """Ticks as far as each look at it needs."""

@@ -51,7 +51,14 @@ def test_rows_of_instances_that_are_no_more_are_removed() -> None:
 
 
 def test_an_instance_on_its_way_out_keeps_its_row_while_it_is_connected() -> None:
-    assert steps(row(3), to=(sends(3, "catchup"),)) == ()
+    assert steps(row(3), to=(sends(3),)) == ()
+
+
+def test_a_primary_that_is_to_be_scaled_away_keeps_its_own_row() -> None:
+    one = CONFIG.model_copy(update={"instances": 1})
+    rows = [row(0, upstream=3), row(1, upstream=3), row(2, "primary", None)]
+    assert plan(rows, (sends(0), sends(1)), one, me="shop-2") == ()
+    assert plan(rows, (sends(0),), one, me="shop-2") == (Remove(2),)
 
 
 def test_an_inactive_row_of_a_streaming_standby_becomes_active() -> None:

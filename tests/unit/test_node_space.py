@@ -41,8 +41,8 @@ def volume(free_mib: int, *, ballast: bool = True, total: int = GIB) -> Volume:
         # getting tight: read-only first, the ballast behind it
         (volume(48), False, True, Course(full=False, ballast=True)),
         (volume(47), False, True, Course(full=True, ballast=True)),
-        # the last segment, or postgres has failed already
-        (volume(15), True, True, Course(full=True, ballast=False)),
+        # postgres has failed: now it is needed, and not before
+        (volume(0), True, True, Course(full=True, ballast=True)),
         (volume(47), True, False, Course(full=True, ballast=False)),
         (volume(0), False, False, Course(full=True, ballast=False)),
         # what was given back does not count as room

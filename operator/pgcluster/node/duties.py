@@ -228,12 +228,7 @@ class Duties:
     # --- standby ------------------------------------------------------------------------------
 
     async def ensure_standby_row(self, upstream: str) -> None:
-        """Register this instance as a standby of `upstream` where repmgr does not know it so.
-
-        One that is to go is left unregistered: the primary has removed its row.
-        """
-        if names.ordinal(self._me) >= self._config().instances:
-            return
+        """Register this instance as a standby of `upstream` where repmgr does not know it so."""
         row = await self._row()
         if row == Row("standby", True, self._conninfo(), names.node_id(upstream)):
             return

@@ -96,12 +96,12 @@ def plan(
     streaming = {pod for pod, state in found if state == "streaming"}
     steps: list[Remove | Correct] = []
     for row in rows:
-        if not 1 <= row.node_id <= config.instances:
-            # One that is still connected is on its way out, and would register itself again.
-            if row.node_id < 1 or names.pod_of_node_id(config.name, row.node_id) not in connected:
-                steps.append(Remove(row.node_id))
-            continue
         pod = names.pod_of_node_id(config.name, row.node_id)
+        # One past the last that is still there is on its way out: it would register itself again,
+        # or it is the primary itself, which is not scaled away.
+        if not 1 <= row.node_id <= config.instances and pod != me and pod not in connected:
+            steps.append(Remove(row.node_id))
+            continue
         wanted = replace(
             row,
             name=pod,
@@ -127,7 +127,9 @@ def _other(row: NodeRow, config: ClusterConfig, *, me: str, streams: bool) -> No
         # There is one primary, and it is this one: repmgr refuses to promote or to register while
         # another row says so too.
         return replace(row, active=False, upstream=None)
-    if row.upstream is None or not 1 <= row.upstream <= config.instances:
+    if row.upstream is None or (
+        not 1 <= row.upstream <= config.instances and row.upstream != names.node_id(me)
+    ):
         return replace(row, upstream=names.node_id(me))
     return row
 

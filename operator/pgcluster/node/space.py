@@ -79,9 +79,8 @@ def decide(volume: Volume, *, full: bool, running: bool) -> Course:
     missing = 0 if has else BALLAST_BYTES
     roomy = volume.free_bytes >= 2 * volume.floor_bytes + missing
     if volume.free_bytes < volume.floor_bytes:
-        # Less than a segment is left, or postgres has failed already: now it is needed.
-        needed = not running or volume.free_bytes < _SEGMENT_BYTES
-        return Course(full=True, ballast=has and not needed)
+        # Only once postgres has failed: whoever may still write would use it up before.
+        return Course(full=True, ballast=has and running)
     if full and not roomy:
         return Course(full=True, ballast=has)
     return Course(full=False, ballast=has or roomy)

@@ -14,7 +14,7 @@ import time
 from typing import Any
 
 from tests.bench import surroundings
-from tests.chaos.plan import GROUPS, plan
+from tests.chaos.plan import CATALOGUE, GROUPS, plan
 from tests.chaos.sequence import BrokenError, Chaos, Report, say
 from tests.e2e import diagnostics
 from tests.e2e.world import world
@@ -29,6 +29,7 @@ def main() -> None:
     parser.add_argument("--faults", type=int, default=200)
     parser.add_argument("--seed", type=int, help="the same sequence again; else a new one")
     parser.add_argument("--groups", default=",".join(GROUPS), help="which kinds of faults")
+    parser.add_argument("--without", default="", help="kinds to leave out: node-freeze,api-stop")
     parser.add_argument("--synchronous", choices=["none", "quorum"], default="none")
     parser.add_argument("--keep", action="store_true", help="leave the namespace")
     parser.add_argument("--plan", action="store_true", help="only print the sequence")
@@ -37,7 +38,10 @@ def main() -> None:
     if unknown := set(groups) - set(GROUPS):
         parser.error(f"no such group: {', '.join(sorted(unknown))}; there are {', '.join(GROUPS)}")
     seed = secrets.randbelow(1_000_000) if options.seed is None else options.seed
-    steps = plan(seed, options.faults, groups)
+    without = [kind for kind in options.without.split(",") if kind]
+    if unknown := set(without) - {kind.name for kind in CATALOGUE}:
+        parser.error(f"no such kind: {', '.join(sorted(unknown))}")
+    steps = plan(seed, options.faults, groups, without)
     if options.plan:
         for step in steps:
             for fault in step.faults:
@@ -49,7 +53,7 @@ def main() -> None:
     spec: dict[str, Any] = {}
     if options.synchronous != "none":
         spec["replication"] = {"synchronous": {"mode": options.synchronous}}
-    about = {"seed": seed, "groups": groups, "synchronous": options.synchronous}
+    about = {"seed": seed, "groups": groups, "without": without, "synchronous": options.synchronous}
     about |= {"commit": surroundings.commit(), "machine": surroundings.machine()}
     report = Report(BUILD / str(seed) / "report.json", about)
     say(f"seed {seed}; again by: make chaos FAULTS={options.faults} SEED={seed}")

@@ -125,10 +125,15 @@ class Step:
         return all(fault.kind.keeps_data or fault.kind.keeps_primary for fault in self.faults)
 
 
-def plan(seed: int, faults: int, groups: Sequence[str] = GROUPS) -> Iterator[Step]:
-    """`faults` faults of these groups, some of them overlapping; the same for the same seed."""
+def plan(
+    seed: int, faults: int, groups: Sequence[str] = GROUPS, without: Sequence[str] = ()
+) -> Iterator[Step]:
+    """`faults` faults of these groups, some of them overlapping; the same for the same seed.
+
+    `without` names kinds to leave out, such as those whose defect is known.
+    """
     chance = random.Random(seed)  # noqa: S311 # no secret: the same sequence again is the aim
-    kinds = [kind for kind in CATALOGUE if kind.group in groups]
+    kinds = [kind for kind in CATALOGUE if kind.group in groups and kind.name not in without]
     number = 0
     while number < faults:
         number += 1

@@ -203,12 +203,26 @@ class Chaos:
     def _is_right(self, step: Step, outcome: Outcome, seen: dict[str, Any]) -> None:
         """What must be true of a step that is over."""
         if seen["two_primaries"]:
-            raise BrokenError(f"two primaries: {json.dumps(seen['two_primaries'], indent=1)}")
+            raise BrokenError(self._two_primaries(seen["two_primaries"]))
         if outcome.failover and step.keeps_primary:
             raise BrokenError(f"a failover without a reason: {step.label}")
         allowed = outcome.failover and not step.keeps_data and not self._quorum
         if outcome.lost and not allowed:
             raise BrokenError(f"{outcome.lost} acknowledged rows are lost: {step.label}")
+
+    def _two_primaries(self, found: list[dict[str, Any]]) -> str:
+        """Who beside whom, and when; every attempt of the watcher goes into a file."""
+        path = self._report.path.with_name("two-primaries.json")
+        path.write_text(json.dumps(found, indent=1) + "\n")
+        pairs = [
+            " and ".join(
+                f"{reign['instance']} ({reign['address']}) on timeline {reign['timeline']}"
+                f" from {reign['from']} to {reign['to']}"
+                for reign in pair["reigns"]
+            )
+            for pair in found
+        ]
+        return f"two primaries: {'; '.join(pairs)}: {path}"
 
     def _rows_lost(self) -> int:
         """How many acknowledged rows went missing since the last look."""

@@ -316,7 +316,11 @@ class Watcher:
             "to": utc(ended_s),
             "seconds": round(ended_s - started_s, 3),
             "reigns": [one.describe(), other.describe()],
-            "attempts": [f"{utc(a)} to {utc(b)} {text}" for a, b, text in around[:200]],
+            # How it began, and how it ended.
+            "attempts": [
+                f"{utc(a)} to {utc(b)} {text}"
+                for a, b, text in (around if len(around) <= 200 else around[:100] + around[-100:])
+            ],
         }
 
     def accepted_any(self) -> bool:

@@ -65,6 +65,16 @@ class Ordeal:
         """Wait until every writer is through it; what was counted so far."""
         return self._client.writes_again(self.mark, within=within)
 
+    def handed_over(self, *, within: float = WRITES_WITHIN_S) -> str:
+        """Wait until another holds the Lease: a pod that is deleted ends a moment later."""
+
+        def other() -> str:
+            holder = self.cluster.holder()
+            assert holder not in ("", self.primary), f"the Lease is held by {holder!r}"
+            return holder
+
+        return eventually(other, within=within, what=f"{self.primary} hands over")
+
     def counted(self) -> Mapping[str, Any]:
         """What the application has counted since the ordeal began."""
         return self._client.stats(self.mark)
@@ -97,6 +107,8 @@ class Ordeal:
         per_writer = counted["longest_gap_per_writer_s"]
         measured(f"{self.name}: longest gap of one writer", max(per_writer), "s")
         measured(f"{self.name}: errors of 8 writers", counted["errors"])
+        for text, count in counted["errors_by_text"].items():
+            measured(f"{self.name}: errors, {text[:90]}", count)
         gap_s = self._watcher.stats(self.seen)["longest_gap_s"]
         measured(f"{self.name}: gap of the watcher", gap_s, "s")
 

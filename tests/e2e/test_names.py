@@ -24,7 +24,7 @@ def test_without_dns_a_cluster_starts_and_another_fails_over(
         took_s = cold.apply(manifest("cold", instances=2, pgbouncer={"instances": 1}))
         report.measured("apply to Ready without DNS, 2 instances", took_s, "s")
         ordeals.cluster.delete_pod(ordeal.primary)
-        ordeal.writes_again()
+        ordeal.handed_over()
         outcome = ordeal.ended()
         pause(lasting(60, short_s=0) - took_s)
     assert outcome.after != outcome.before

@@ -64,7 +64,7 @@ def test_the_read_only_pool_does_without_the_deleted_primary(
     address = shop.address_of(ordeal.primary)
     reads = reader.mark()
     shop.delete_pod(ordeal.primary)
-    ordeal.writes_again()
+    ordeal.handed_over()
     outcome = ordeal.ended()
     seen = reader.stats(reads)
     name = "pod of the primary deleted"
@@ -99,7 +99,7 @@ def test_all_of_it_goes_the_same_way_without_an_operator(ordeals: Ordeals) -> No
     with nodes.without_operator():
         ordeal = ordeals.begin("without operator: pod of the primary deleted", operator=False)
         shop.delete_pod(ordeal.primary)
-        ordeal.writes_again()
+        ordeal.handed_over()
         outcome = ordeal.ended()
         assert outcome.after != outcome.before
         assert outcome.gap_s < 15, outcome.counted

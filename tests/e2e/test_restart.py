@@ -22,17 +22,29 @@ SYSTEM_ID = "SELECT system_identifier FROM pg_control_system()"
 @pytest.mark.disturbs
 def test_after_the_loss_of_all_pods_the_most_advanced_is_primary(ordeals: Ordeals) -> None:
     shop = ordeals.cluster
-    shop.delete_pod(shop.settled())
-    ordeals.client.writes_again(ordeals.client.mark(), within=60)
+    ordeal = ordeals.begin("failover before the loss of all pods")
+    shop.delete_pod(ordeal.primary)
+    ordeal.handed_over()
+    ordeal.ended()
     ordeal = ordeals.begin("all pods killed at once after a failover")
     timeline = shop.status()["timeline"]
+    killed = _uids(shop)
     shop.kubectl.run(
         *("delete", "pod", *shop.instances(), "--grace-period=0", "--force", "--wait=false")
+    )
+    eventually(
+        lambda: len(_uids(shop)) == len(killed) and not _uids(shop) & killed,
+        within=60,
+        what="all pods are new",
     )
     ordeal.writes_again(within=90)
     outcome = ordeal.ended()
     assert shop.status()["timeline"] >= timeline
     assert outcome.gap_s < 60, outcome.counted
+
+
+def _uids(shop: Cluster) -> set[str]:
+    return {pod["metadata"]["uid"] for pod in shop.pods()}
 
 
 @pytest.mark.disturbs
@@ -44,7 +56,7 @@ def test_a_primary_without_pod_and_volume_is_cloned_anew(ordeals: Ordeals) -> No
     volume = shop.kubectl.json("get", "pvc", claim)["metadata"]["uid"]
     shop.kubectl.run("delete", "pvc", claim, "--wait=false")
     shop.delete_pod(ordeal.primary)
-    ordeal.writes_again()
+    ordeal.handed_over()
     outcome = ordeal.ended()
     assert outcome.after != outcome.before
     assert outcome.gap_s < 15, outcome.counted

@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import bisect
 import heapq
+import itertools
 import json
 import os
 import secrets
@@ -29,7 +30,6 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from itertools import pairwise
 from typing import Any
 from urllib.parse import parse_qs, urlsplit
 
@@ -266,7 +266,7 @@ class Client:
             for writer in self.writers
             for sequence in writer.rows[: len(writer.times)]
         }
-        found = Counter(self._rows_on_primary(give_up_after_s=60.0))
+        found = Counter(self._rows_on_primary(give_up_after_s=45.0))
         lost = sorted(acknowledged - found.keys())
         doubled = sorted(row for row, count in found.items() if count > 1)
         return {
@@ -282,9 +282,11 @@ class Client:
 
     def _rows_on_primary(self, *, give_up_after_s: float) -> list[tuple[int, int]]:
         deadline_s = time.monotonic() + give_up_after_s
-        while True:
+        # Past the pool; but a Service follows only as well as Kubernetes' own controllers do, which
+        # take up to a minute after an outage of the API server.
+        for address in itertools.cycle((self._primary, self._pool)):
             try:
-                with psycopg.connect(hostaddr=self._primary, **self._login) as connection:
+                with psycopg.connect(hostaddr=address, **self._login) as connection:
                     rows = connection.execute(
                         f"SELECT writer, seq FROM {TABLE} WHERE run = %s AND NOT "
                         "pg_is_in_recovery()",
@@ -296,15 +298,16 @@ class Client:
             except psycopg.Error as problem:
                 error = str(problem)
             if time.monotonic() > deadline_s:
-                raise TimeoutError(f"the primary could not be asked: {error}")
+                break
             time.sleep(0.2)
+        raise TimeoutError(f"the primary could not be asked: {error}")
 
 
 def _ranges(rows: list[tuple[int, int]]) -> list[str]:
     """Lost rows as people read them: `writer 3: 120-131`."""
     texts: list[str] = []
     start: tuple[int, int] | None = None
-    for row, following in pairwise([*rows, (-1, -1)]):
+    for row, following in itertools.pairwise([*rows, (-1, -1)]):
         start = start or row
         if following != (row[0], row[1] + 1):
             texts.append(f"writer {row[0]}: {start[1]}-{row[1]}")

@@ -208,6 +208,7 @@ class Running:
         instance = self._instance
         if self._adrift_since_s is None:
             self._adrift_since_s = self._followed_s = now_s
+            instance.promotion.suspect()
         adrift_s = now_s - self._adrift_since_s
         if adrift_s < _FOLLOW_AFTER_S or not await instance.promotion.ask(holder):
             return _WAITING_CYCLE_S

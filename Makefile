@@ -7,11 +7,11 @@ STEP := $(BUILD)/step
 VENV := .venv/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test check format generate cluster down images load install e2e bootstrap clean distclean
+.PHONY: help demo test check format generate cluster down images load install e2e e2e-full bench bench-table chaos bootstrap clean distclean
 .NOTPARALLEL:
 
 help: ## what there is to make
-	@sed -n 's/^\([a-z0-9]*\):.*## \(.*\)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 18
+	@sed -n 's/^\([a-z0-9-]*\):.*## \(.*\)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 20
 
 demo: ## from a bare machine to a failover that an application hardly sees
 	@$(BUILD)/demo
@@ -49,6 +49,18 @@ install: load ## … and the CRD and the operator onto the cluster
 	@$(STEP) "Operator" $(BUILD)/cluster install
 
 e2e: bootstrap cluster install ## the end-to-end tests alone (ARGS="-k failover"), on a cluster that stays
+	@KUBECONFIG=$$($(BUILD)/cluster kubeconfig) $(VENV)/pytest tests/e2e $(ARGS)
+
+bench: ## what a fault costs, as distributions (CASE=node-off RUNS=20 SYNC=quorum ARGS=--append)
+	@$(BUILD)/bench bench $(CASE) --runs $(or $(RUNS),20) $(if $(SEED),--seed $(SEED)) $(if $(SYNC),--synchronous $(SYNC)) $(ARGS)
+
+bench-table: bootstrap ## … and its tables, for docs/performance.md
+	@$(VENV)/python -m tests.bench --table $(if $(SYNC),--synchronous $(SYNC))
+
+chaos: ## a random sequence of faults until one breaks what must be true (FAULTS=200 SEED=n SYNC=quorum)
+	@$(BUILD)/bench chaos --faults $(or $(FAULTS),200) $(if $(SEED),--seed $(SEED)) $(if $(SYNC),--synchronous $(SYNC)) $(ARGS)
+e2e-full: export E2E_FULL := 1
+e2e-full: bootstrap cluster install ## … each fault as often and as long as its row of acceptance says: hours
 	@KUBECONFIG=$$($(BUILD)/cluster kubeconfig) $(VENV)/pytest tests/e2e $(ARGS)
 
 bootstrap: ## the Python environment in .venv

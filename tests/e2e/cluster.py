@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from pgcluster.api import names
+from tests.e2e import processes
 from tests.e2e.kubectl import Kubectl
 from tests.e2e.waiting import eventually
 
@@ -142,6 +143,23 @@ class Cluster:
             ]
         }
 
+    def pod(self, name: str) -> dict[str, Any]:
+        """One pod."""
+        return self.kubectl.json("get", "pod", name)
+
+    def node_of(self, pod: str) -> str:
+        """The node that a pod runs on."""
+        return str(self.pod(pod)["spec"]["nodeName"])
+
+    def address_of(self, pod: str) -> str:
+        """A pod's address."""
+        return str(self.pod(pod)["status"]["podIP"])
+
+    def holder(self) -> str:
+        """Who holds the Lease, by its name in it; empty where it was released."""
+        lease = self.kubectl.json("get", "lease", names.primary_lease(self.name))
+        return str(lease["spec"].get("holderIdentity") or "")
+
     def secret(self, name: str) -> dict[str, str]:
         """A Secret's values as text."""
         data = self.kubectl.json("get", "secret", name)["data"]
@@ -175,9 +193,11 @@ class Cluster:
         """The single value of a query."""
         return self.psql(pod, sql, database)[0][0]
 
-    def exec(self, pod: str, *command: str, check: bool = True) -> Any:
+    def exec(self, pod: str, *command: str, check: bool = True, timeout_s: float = 60.0) -> Any:
         """A command in a pod's postgres container."""
-        return self.kubectl.exec(pod, *command, container=POSTGRES, check=check)
+        return self.kubectl.exec(
+            pod, *command, container=POSTGRES, check=check, timeout_s=timeout_s
+        )
 
     def repmgr(self, pod: str, *arguments: str) -> Any:
         """A repmgr command, typed as in a shell of the pod; with its exit status."""
@@ -191,6 +211,10 @@ class Cluster:
             NodeRow(int(row[0]), row[1] == "0", row[2] == "1")
             for row in csv.reader(io.StringIO(result.stdout))
         ]
+
+    def serves_as_primary(self, pod: str) -> bool:
+        """Whether an instance accepts writes, by its own word; asks no other instance."""
+        return self.value(pod, "SELECT pg_is_in_recovery()") == "f"
 
     def primary(self) -> str:
         """The instance that is a primary by its own word; fails unless it is exactly one."""
@@ -212,31 +236,43 @@ class Cluster:
         """Wait until Ready, and repmgr says the same, and right, in every pod; the primary."""
         self.wait_ready(within=within)
 
-        def same_everywhere() -> str:
-            primary = self.primary()
-            pods = self.instances()
-            right = {
-                NodeRow(names.node_id(pod), reachable=True, standby=pod != primary) for pod in pods
-            }
-            for pod in pods:
-                seen = self.cluster_show(pod)
-                assert set(seen) == right, f"repmgr in {pod}: {seen}, expected {right}"
+        def told() -> str:
+            primary = self._same_everywhere()
             status = self.status()
             assert status["primary"] == primary, describe(status)
-            assert (
-                self.kubectl.json("get", "lease", names.primary_lease(self.name))["spec"][
-                    "holderIdentity"
-                ]
-                == primary
-            )
             return primary
 
-        return eventually(same_everywhere, within=within, what="repmgr and status agree")
+        return eventually(told, within=within, what="repmgr and status agree")
+
+    def agreed(self, *, within: float = READY_WITHIN_S) -> str:
+        """As `settled`, without the status, which nobody keeps while the operator is away."""
+        return eventually(self._same_everywhere, within=within, what="repmgr and Lease agree")
+
+    def _same_everywhere(self) -> str:
+        primary = self.primary()
+        pods = self.instances()
+        right = {
+            NodeRow(names.node_id(pod), reachable=True, standby=pod != primary) for pod in pods
+        }
+        for pod in pods:
+            seen = self.cluster_show(pod)
+            assert set(seen) == right, f"repmgr in {pod}: {seen}, expected {right}"
+        assert self.holder() == primary
+        return primary
 
     # --- what a test does to it ---------------------------------------------------------------
+    def change(self, spec: Mapping[str, Any]) -> None:
+        """Merge something into the spec and wait until it is seen to and all is Ready."""
+        self.kubectl.patch("pgcluster", self.name, {"spec": spec})
+        self.wait_ready()
+
     def kill_postmaster(self, pod: str) -> None:
         """kill -9 of the postmaster, as the kernel would when memory runs out."""
         self.exec(pod, "sh", "-c", f"kill -9 $(head -n 1 {names.PGDATA}/postmaster.pid)")
+
+    def kill_container(self, pod: str, container: str = POSTGRES) -> None:
+        """kill -9 of a container's first process, from its node: all of it is gone at once."""
+        processes.containers(self.pod(pod))[container].signal("KILL")
 
     def delete_pod(self, pod: str, *, force: bool = False) -> None:
         """Delete a pod, with its grace or with none, and do not wait for its end."""

@@ -9,10 +9,11 @@ from typing import Any
 import pytest
 
 from pgcluster import __version__
-from tests.e2e import diagnostics
+from tests.e2e import diagnostics, nodes
 from tests.e2e.cluster import Cluster, manifest
 from tests.e2e.kubectl import Kubectl, KubectlError
-from tests.e2e.observing import Client, Watcher
+from tests.e2e.observing import Client, Reader, Watcher
+from tests.e2e.ordeal import Ordeals
 from tests.e2e.report import Report
 from tests.e2e.toolbox import POSTGRES_MAJOR, Toolbox
 
@@ -25,7 +26,15 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if item.get_closest_marker("timeout") is None:
             item.add_marker(pytest.mark.timeout(600))
-    items.sort(key=lambda item: item.get_closest_marker("disturbs") is not None)
+    items.sort(key=_disturbance)
+
+
+def _disturbance(item: pytest.Item) -> int:
+    """Tests that only look come first, then those that hurt a cluster, then those that hurt all."""
+    marker = item.get_closest_marker("disturbs")
+    if marker is None:
+        return 0
+    return 2 if "all" in marker.args else 1
 
 
 @pytest.hookimpl(wrapper=True)
@@ -39,6 +48,13 @@ def pytest_runtest_makereport(
             gist = diagnostics.collect(kubectl, f"{item.name}-{call.when}")
             outcome.sections.append((f"namespace {kubectl.namespace}", gist))
     return outcome
+
+
+@pytest.fixture(autouse=True)
+def _no_fault_is_left() -> Iterator[None]:
+    """Whatever a test did to nodes, API server, DNS or operator ends with it."""
+    yield
+    nodes.restore()
 
 
 def pytest_terminal_summary(terminalreporter: Any) -> None:
@@ -158,3 +174,17 @@ def watcher(shop: Cluster, operator_image: str) -> Iterator[Watcher]:
         observer.assert_one_primary()
     finally:
         observer.stop()
+
+
+@pytest.fixture(scope="module")
+def reader(shop: Cluster, operator_image: str) -> Iterator[Reader]:
+    """Reads through the read-only pool of `shop`."""
+    observer = Reader(shop, operator_image)
+    yield observer
+    observer.stop()
+
+
+@pytest.fixture(scope="module")
+def ordeals(shop: Cluster, client: Client, watcher: Watcher, report: Report) -> Ordeals:
+    """Faults of `shop` under the observers."""
+    return Ordeals(shop, client, watcher, report)

@@ -8,7 +8,7 @@ import shutil
 import subprocess
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 LOCAL_KUBECONFIG = Path("/var/lib/localkube/kubeconfig")
 
@@ -79,6 +79,17 @@ class Kubectl:
             timeout=timeout_s,
             env=self._environment,
             check=False,
+        )
+
+    def started(self, *arguments: str, stdout: IO[str]) -> subprocess.Popen[str]:
+        """`kubectl ARGUMENTS` left running, such as `logs -f`; the caller ends it."""
+        return subprocess.Popen(
+            [self._program, "-n", self.namespace, *arguments],
+            stdin=subprocess.DEVNULL,
+            stdout=stdout,
+            stderr=subprocess.DEVNULL,
+            text=True,
+            env=self._environment,
         )
 
     def json(self, *arguments: str) -> dict[str, Any]:

@@ -1,6 +1,7 @@
-"""The two observers, as pods: an application that counts its errors, a watcher for two primaries.
+"""The observers, as pods: applications that count their errors, a watcher for two primaries.
 
-They run on the control plane's node, where no fault of the suite reaches them.
+They run on the control plane's node, where no fault of the suite reaches them, but for a client
+that is to be lost with a node.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ _SCRIPTS = Path(__file__).parent / "observers"
 _PORT = 8000
 _PYTHON = "/opt/pgcluster/bin/python"
 _OBSERVER_UID = 65532
+HOSTNAME = "kubernetes.io/hostname"
 CONTROL_PLANE = "node-role.kubernetes.io/control-plane"
 
 
@@ -27,10 +29,13 @@ class Observer:
 
     kind: str
 
-    def __init__(self, cluster: Cluster, image: str, environment: dict[str, str]) -> None:
+    def __init__(
+        self, cluster: Cluster, image: str, environment: dict[str, str], *, node: str | None = None
+    ) -> None:
         self.cluster = cluster
         self.kubectl = cluster.kubectl
-        self.pod = f"{self.kind}-{cluster.name}"
+        self.node = node
+        self.pod = f"{self.kind}-{node or cluster.name}"
         self.kubectl.apply(*self._manifests(image, environment))
         eventually(self._ready, within=60, what=f"observer {self.pod} is at work")
 
@@ -105,8 +110,8 @@ class Observer:
             "spec": {
                 "restartPolicy": "Never",
                 "serviceAccountName": self.service_account,
-                "nodeSelector": {CONTROL_PLANE: ""},
-                "tolerations": [{"key": CONTROL_PLANE, "operator": "Exists"}],
+                "nodeSelector": {HOSTNAME: self.node} if self.node else {CONTROL_PLANE: ""},
+                "tolerations": [{"operator": "Exists"}],
                 "terminationGracePeriodSeconds": 1,
                 "securityContext": restricted(_OBSERVER_UID),
                 "containers": [container],
@@ -122,23 +127,33 @@ class Observer:
 
 
 class Client(Observer):
-    """Eight writers through the pool."""
+    """Eight writers through the pool, or straight to the server `host`; on `node` if it is told."""
 
     kind = "client"
 
     def __init__(
-        self, cluster: Cluster, image: str, *, writers: int = 8, rate_per_writer: float = 50
+        self,
+        cluster: Cluster,
+        image: str,
+        *,
+        writers: int = 8,
+        rate_per_writer: float = 50,
+        host: str | None = None,
+        node: str | None = None,
     ) -> None:
         namespace = cluster.kubectl.namespace
+        # Rows that earlier faults may have cost, where replication is asynchronous.
+        self.lost_before = 0
         super().__init__(
             cluster,
             image,
             {
-                "POOL_HOST": f"{names.service_pool(cluster.name)}.{namespace}.svc",
+                "POOL_HOST": host or f"{names.service_pool(cluster.name)}.{namespace}.svc",
                 "PRIMARY_HOST": f"{names.service_primary(cluster.name)}.{namespace}.svc",
                 "WRITERS": str(writers),
                 "RATE_PER_WRITER": str(rate_per_writer),
             },
+            node=node,
         )
 
     def assert_nothing_lost(self) -> dict[str, Any]:
@@ -165,6 +180,17 @@ class Client(Observer):
             return self.stats(mark)
 
         return eventually(flowing, within=within, what="the application writes without errors")
+
+
+class Reader(Observer):
+    """Two readers through the read-only pool."""
+
+    kind = "reader"
+
+    def __init__(self, cluster: Cluster, image: str) -> None:
+        service = names.service_read_only(cluster.name)
+        host = f"{service}.{cluster.kubectl.namespace}.svc"
+        super().__init__(cluster, image, {"POOL_HOST": host})
 
 
 class Watcher(Observer):

@@ -3,52 +3,17 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
-from typing import Any
 
 import pytest
 
 from pgcluster.api import names
 from tests.e2e.cluster import Cluster
-from tests.e2e.observing import Client, Watcher
+from tests.e2e.observing import Client
+from tests.e2e.ordeal import Ordeals
 from tests.e2e.report import Report
 from tests.e2e.waiting import eventually
 
 pytestmark = pytest.mark.disturbs
-
-WRITES_WITHIN_S = 45.0
-
-
-def survive(
-    name: str,
-    fault: Callable[[str], None],
-    shop: Cluster,
-    client: Client,
-    watcher: Watcher,
-    report: Report,
-) -> tuple[str, str, dict[str, Any]]:
-    """Hurt the primary by `fault`; the old and the new primary, and what the client counted.
-
-    Asserts what is true after any fault; the caller adds what is true after its own.
-    """
-    before = shop.settled()
-    mark, seen = client.mark(), watcher.mark()
-    fault(before)
-    counted = client.writes_again(mark, within=WRITES_WITHIN_S)
-    after = shop.settled()
-    counted = client.stats(mark)
-    report.measured(f"{name}: longest gap", counted["longest_gap_s"], "s")
-    report.measured(
-        f"{name}: longest gap of one writer", max(counted["longest_gap_per_writer_s"]), "s"
-    )
-    report.measured(f"{name}: errors of 8 writers", counted["errors"])
-    for text, count in counted["errors_by_text"].items():
-        report.measured(f"{name}: errors, {text[:90]}", count)
-    report.measured(f"{name}: gap of the watcher", watcher.stats(seen)["longest_gap_s"], "s")
-    watcher.assert_one_primary()
-    slots = shop.psql(after, "SELECT slot_name, active FROM pg_replication_slots ORDER BY 1")
-    assert slots == [[names.slot(pod), "t"] for pod in shop.instances() if pod != after]
-    return before, after, counted
 
 
 def assert_pool_went_through_the_steps(shop: Cluster, pooler: str, since: str) -> None:
@@ -59,15 +24,15 @@ def assert_pool_went_through_the_steps(shop: Cluster, pooler: str, since: str) -
 
 
 def test_the_deletion_of_the_primarys_pod_is_a_handover(
-    shop: Cluster, client: Client, watcher: Watcher, report: Report
+    shop: Cluster, client: Client, ordeals: Ordeals
 ) -> None:
+    ordeal = ordeals.begin("pod of the primary deleted")
     since = str(client.ask("/mark?name=deletion")["at"])
-    before, after, counted = survive(
-        "pod of the primary deleted", shop.delete_pod, shop, client, watcher, report
-    )
-    assert after != before
-    assert counted["longest_gap_s"] < 15, counted
-    client.assert_nothing_lost()
+    shop.delete_pod(ordeal.primary)
+    ordeal.handed_over()
+    outcome = ordeal.ended()
+    assert outcome.after != outcome.before
+    assert outcome.gap_s < 15, outcome.counted
     for pooler in shop.poolers():
         assert_pool_went_through_the_steps(shop, pooler, since)
 
@@ -101,51 +66,29 @@ def test_a_promotion_becomes_an_event_of_kubernetes(shop: Cluster) -> None:
     eventually(told, within=20, what="an Event that tells of the promotion")
 
 
-def test_a_killed_postmaster_of_the_primary_restarts_in_place(
-    shop: Cluster, client: Client, watcher: Watcher, report: Report
-) -> None:
-    restarts = shop.restarts()
-    before, after, counted = survive(
-        "postmaster killed, onCrash restart", shop.kill_postmaster, shop, client, watcher, report
-    )
-    assert after == before, "it should have been restarted in place"
-    assert counted["longest_gap_s"] < 20, counted
-    client.assert_nothing_lost()
-    assert shop.restarts() == restarts, "no container had a reason to restart"
-
-
 def test_a_pod_deleted_by_force_rejoins_as_a_standby_or_stays_the_only_primary(
-    shop: Cluster, client: Client, watcher: Watcher, report: Report
+    shop: Cluster, ordeals: Ordeals
 ) -> None:
-    def delete_by_force(pod: str) -> None:
-        shop.delete_pod(pod, force=True)
-
-    _, _, counted = survive(
-        "pod of the primary deleted by force", delete_by_force, shop, client, watcher, report
-    )
-    assert counted["longest_gap_s"] < 45, counted
+    ordeal = ordeals.begin("pod of the primary deleted by force")
+    shop.delete_pod(ordeal.primary, force=True)
     # Asynchronous: what the old primary alone had may be gone; it is counted, not forbidden.
-    found = client.ask("/verify")
-    report.measured("pod of the primary deleted by force: acknowledged rows lost", found["lost"])
-    assert found["doubled"] == 0, found
+    outcome = ordeal.ended(may_lose=True)
+    assert outcome.gap_s < 45, outcome.counted
 
 
 def test_a_killed_postmaster_of_a_standby_is_not_noticed_by_the_application(
-    shop: Cluster, client: Client, watcher: Watcher, report: Report
+    shop: Cluster, ordeals: Ordeals
 ) -> None:
-    primary = shop.settled()
-    standby = next(pod for pod in shop.instances() if pod != primary)
-    mark = client.mark()
+    ordeal = ordeals.begin("postmaster of a standby killed")
+    standby = next(pod for pod in shop.instances() if pod != ordeal.primary)
     shop.kill_postmaster(standby)
     eventually(
         lambda: shop.exec(standby, "pg_isready", "-q", "-h", names.PG_SOCKET_DIR).returncode == 0,
         within=60,
     )
-    assert shop.settled() == primary
-    counted = client.stats(mark)
-    report.measured("postmaster of a standby killed: longest gap", counted["longest_gap_s"], "s")
-    assert counted["errors"] == 0, counted["errors_by_text"]
-    watcher.assert_one_primary()
+    outcome = ordeal.ended()
+    assert outcome.after == outcome.before
+    assert outcome.counted["errors"] == 0, outcome.counted["errors_by_text"]
 
 
 def test_no_pool_is_left_paused(shop: Cluster) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import subprocess
 import time
 from collections.abc import Callable
 from typing import TypeVar
@@ -11,8 +12,8 @@ from tests.e2e.kubectl import KubectlError
 T = TypeVar("T")
 
 # What a look at a moving cluster may raise without being an error of the test: an object that is
-# not there yet, a pod that is just gone.
-_NOT_YET = (AssertionError, KubectlError, KeyError, IndexError)
+# not there yet, a pod that is just gone, an API server that does not answer.
+_NOT_YET = (AssertionError, KubectlError, KeyError, IndexError, subprocess.TimeoutExpired)
 
 
 def eventually(
@@ -58,3 +59,8 @@ def measured_over(sample: Callable[[], dict[str, float]], seconds: float) -> dic
     time.sleep(seconds)
     after, elapsed_s = sample(), time.monotonic() - started_s
     return {key: (after[key] - before[key]) / elapsed_s for key in before.keys() & after.keys()}
+
+
+def pause(seconds: float) -> None:
+    """Let time pass where time is the matter: until a random moment, or how long a fault lasts."""
+    time.sleep(max(0.0, seconds))

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import copy
 import itertools
+from base64 import b64encode
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -130,6 +131,8 @@ class FakeKube:
         path = self._path(resource, manifest)
         made = {"apiVersion": resource.api_version, "kind": resource.kind}
         made |= copy.deepcopy(dict(manifest))
+        for key, value in made.pop("stringData", {}).items():
+            made.setdefault("data", {})[key] = b64encode(value.encode()).decode()
         made["metadata"].setdefault("uid", f"uid-{next(self._counter)}")
         made["metadata"].setdefault("generation", 1)
         made["metadata"].setdefault("creationTimestamp", "2026-05-01T09:00:00Z")

@@ -48,11 +48,11 @@ def instance(
     ordinal: int, role: str | None = "standby", *, ready: bool = True, **report: Any
 ) -> InstancePod:
     name = f"shop-{ordinal}"
-    told = {"state": "running", "ready": ready, "role": role, "timeline": 1, **report}
+    fields = {"state": "running", "ready": ready, "role": role, "timeline": 1, "repmgrd": True}
     return InstancePod(
         name,
         pod(name, ready=ready, component=names.COMPONENT_POSTGRES, podIP=f"10.0.0.{ordinal}"),
-        InstanceReport.model_validate({"pod": name, **told}),
+        InstanceReport.model_validate({"pod": name, **fields, **report}),
     )
 
 

@@ -8,8 +8,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pgcluster.api.wal import Lsn, WalPoint
-from pgcluster.node.gate import Deny, GateFacts, Hold, Pass, Take, decide_gate
+from pgcluster.node.gate import Ask, Deny, GateFacts, Hold, Pass, Take, decide_gate
+from pgcluster.topology.election import Candidate
 from pgcluster.topology.lease import LeaseRecord, LeaseView, Mark
+from pgcluster.topology.quorum import Quorum
 
 ME, OTHER = "shop-1", "shop-0"
 NOW = 500.0
@@ -20,15 +22,20 @@ def view(holder: str, *, seen_s: float = NOW, mark: Mark | None = None) -> Lease
     return LeaseView(LeaseRecord(holder, 1, 6.0, "t", mark or Mark("7001", AT)), seen_s)
 
 
+def has(point: WalPoint = AT, *, system: str = "7001") -> Candidate:
+    return Candidate(system, point)
+
+
 FACTS = GateFacts(
     me=ME,
     now_s=NOW,
     lease=view(""),
     holding=False,
-    point=AT,
-    system_identifier="7001",
+    candidate=has(),
+    members=3,
     maximum_lag_bytes=1024,
     holder_serves=None,
+    others={"shop-2": has()},
 )
 
 
@@ -54,20 +61,20 @@ def test_a_false_alarm_is_denied_at_once() -> None:
 
 def test_an_instance_that_lacks_too_much_is_denied_with_the_numbers() -> None:
     behind = WalPoint(2, Lsn(AT.lsn.value - 1025))
-    decision = decide_gate(replace(FACTS, point=behind))
+    decision = decide_gate(replace(FACTS, candidate=has(behind)))
     assert isinstance(decision, Deny)
     assert "1025 bytes" in decision.reason
     assert isinstance(
-        decide_gate(replace(FACTS, point=WalPoint(2, Lsn(AT.lsn.value - 1024)))), Take
+        decide_gate(replace(FACTS, candidate=has(WalPoint(2, Lsn(AT.lsn.value - 1024))))), Take
     )
 
 
 def test_an_older_timeline_is_denied_however_far_it_got() -> None:
-    assert isinstance(decide_gate(replace(FACTS, point=WalPoint(1, Lsn(1 << 60)))), Deny)
+    assert isinstance(decide_gate(replace(FACTS, candidate=has(WalPoint(1, Lsn(1 << 60))))), Deny)
 
 
 def test_a_foreign_system_is_denied() -> None:
-    assert isinstance(decide_gate(replace(FACTS, system_identifier="666")), Deny)
+    assert isinstance(decide_gate(replace(FACTS, candidate=has(system="666"))), Deny)
 
 
 def test_an_instance_that_is_leaving_is_denied_even_as_holder() -> None:
@@ -79,7 +86,64 @@ def test_without_a_look_at_the_lease_it_holds() -> None:
 
 
 def test_without_postgres_it_denies() -> None:
-    assert isinstance(decide_gate(replace(FACTS, point=None)), Deny)
+    assert isinstance(decide_gate(replace(FACTS, candidate=None)), Deny)
+
+
+def test_the_others_are_asked_only_when_the_lease_is_free() -> None:
+    assert isinstance(decide_gate(replace(FACTS, others=None)), Ask)
+    assert isinstance(decide_gate(replace(FACTS, others=None, lease=view(OTHER))), Hold)
+
+
+def test_a_lone_survivor_of_three_is_denied_but_one_of_two_is_not() -> None:
+    alone = replace(FACTS, others={})
+    decision = decide_gate(alone)
+    assert isinstance(decision, Deny)
+    assert "only 1 of 3" in decision.reason
+    assert isinstance(decide_gate(replace(alone, members=2)), Take)
+
+
+def test_a_lone_survivor_that_has_everything_the_last_primary_left_may_take_over() -> None:
+    final = view("", mark=Mark("7001", AT, final=True))
+    assert isinstance(decide_gate(replace(FACTS, others={}, lease=final)), Take)
+    behind = has(WalPoint(2, Lsn(AT.lsn.value - 1)))
+    assert isinstance(decide_gate(replace(FACTS, others={}, lease=final, candidate=behind)), Deny)
+
+
+def test_with_a_quorum_only_the_most_advanced_of_enough_instances_passes() -> None:
+    lease = replace(view(""), record=replace(view("").record, quorums=(Quorum(1, (ME, "shop-2")),)))
+    facts = replace(FACTS, lease=lease, members=3)
+    assert isinstance(decide_gate(facts), Take)
+    ahead = {"shop-2": has(WalPoint(2, Lsn(AT.lsn.value + 1)))}
+    decision = decide_gate(replace(facts, others=ahead))
+    assert isinstance(decision, Deny)
+    assert "shop-2 has more" in decision.reason
+    unread = {"shop-2": replace(has(), exact=False)}
+    assert isinstance(decide_gate(replace(facts, others=unread)), Deny)
+    unreadable = replace(lease, record=replace(lease.record, quorums=None))
+    assert isinstance(decide_gate(replace(facts, lease=unreadable)), Deny)
+
+
+def test_a_person_can_force_a_promotion_in_this_epoch_but_never_beside_a_holder() -> None:
+    behind = has(WalPoint(1, Lsn(5)))
+    facts = replace(FACTS, others={}, candidate=behind, forced=(ME, 1))
+    assert isinstance(decide_gate(facts), Take)
+    assert isinstance(decide_gate(replace(facts, forced=(ME, 0))), Deny)
+    assert isinstance(decide_gate(replace(facts, forced=(OTHER, 1))), Deny)
+    assert isinstance(decide_gate(replace(facts, lease=view(OTHER))), Hold)
+    assert isinstance(decide_gate(replace(facts, candidate=has(system="666"))), Deny)
+
+
+def test_the_proven_end_of_the_holders_container_replaces_waiting() -> None:
+    held = replace(FACTS, lease=view(OTHER), holder_ended=True)
+    assert isinstance(decide_gate(replace(held, others=None)), Ask)
+    assert isinstance(decide_gate(held), Take)
+
+
+def test_a_lease_that_was_deleted_and_made_again_is_not_free_at_once() -> None:
+    before = replace(view(OTHER), record=replace(view(OTHER).record, uid="a"))
+    again = before.next(replace(view("").record, uid="b"), NOW)
+    assert isinstance(decide_gate(replace(FACTS, lease=again)), Hold)
+    assert isinstance(decide_gate(replace(FACTS, lease=again, now_s=NOW + 6.1)), Take)
 
 
 @given(
@@ -96,7 +160,7 @@ def test_a_held_lease_is_never_taken(
     facts = replace(
         FACTS,
         lease=view(holder, seen_s=NOW - age_s),
-        point=WalPoint(timeline, Lsn(lsn)),
+        candidate=has(WalPoint(timeline, Lsn(lsn))),
         holder_serves=serves,
         leaving=leaving,
     )

@@ -9,118 +9,142 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import Any, cast
 
 import pytest
 
 from pgcluster.api.config import ClusterConfig
+from pgcluster.api.errors import RetryError
 from pgcluster.api.reports import InstanceReport
 from pgcluster.api.wal import Lsn, WalPoint
-from pgcluster.node import client, files, ipc
+from pgcluster.clock import monotonic_s
+from pgcluster.kube.client import KubeClient
+from pgcluster.node import client, files, guard, ipc
 from pgcluster.node.data import DataDirectories
 from pgcluster.node.fence import Fence
-from pgcluster.node.members import candidate_document, parse_candidate
+from pgcluster.node.members import (
+    Members,
+    candidate_document,
+    failsafe_document,
+    parse_candidate,
+    parse_failsafe,
+)
+from pgcluster.node.peers import Peers
 from pgcluster.node.processes import Child, clear_survivors, survivors
 from pgcluster.node.server import VolumeLock
 from pgcluster.node.standing import Standing, coarse
 from pgcluster.postgres.local import Observation
 from pgcluster.topology.election import Candidate
+from pgcluster.topology.lease import LeaseRecord, Mark
+from pgcluster.topology.quorum import Quorum
 
 CONFIG = ClusterConfig(name="shop", namespace="prod", uid="u", instances=3)
 
 
-class Clock:
-    def __init__(self) -> None:
-        self.now_s = 100.0
-
-    def __call__(self) -> float:
-        return self.now_s
-
-
 @pytest.fixture
-def victim() -> Iterator[subprocess.Popen[bytes]]:
-    """A process that a fence may stop; it ends with the test whatever happens."""
-    with subprocess.Popen(["sleep", "60"]) as process:
+def victim(tmp_path: Path) -> Iterator[subprocess.Popen[bytes]]:
+    """A process that works in the data directory; it ends with the test whatever happens."""
+    with subprocess.Popen(["sleep", "60"], cwd=tmp_path) as process:
         yield process
         process.kill()
 
 
-def test_a_fence_strikes_only_after_its_deadline(
+def written(tmp_path: Path) -> int:
+    return int.from_bytes((tmp_path / "lease").read_bytes(), sys.byteorder)
+
+
+async def ends(victim: subprocess.Popen[bytes], within_s: float = 5.0) -> int:
+    return await asyncio.to_thread(victim.wait, within_s)
+
+
+async def test_a_fence_strikes_only_after_its_deadline(
     victim: subprocess.Popen[bytes], tmp_path: Path
 ) -> None:
-    clock, standby_signal = Clock(), tmp_path / "standby.signal"
-    fence = Fence(clock, standby_signal)
-    fence.arm(victim.pid, 104.0)
-    clock.now_s = 103.9
-    fence.look()
+    fence = Fence(monotonic_s, tmp_path, tmp_path / "lease")
+    await fence.start()
+    assert written(tmp_path) == 0, "who is not armed may not write at all"
+    fence.arm(monotonic_s() + 0.3)
+    await asyncio.sleep(0.15)
+    until_s = monotonic_s() + 0.6
+    fence.extend(until_s)
+    await asyncio.sleep(0.4)
+    assert written(tmp_path) == int(until_s * 1e9)
     assert victim.poll() is None
-    fence.extend(108.0)
-    clock.now_s = 107.9
-    fence.look()
-    assert victim.poll() is None
-    assert not standby_signal.exists()
-    clock.now_s = 108.0
-    fence.look()
-    assert victim.wait(timeout=5) == -signal.SIGQUIT
-    assert standby_signal.exists()
+    assert not fence.fenced
+    assert await ends(victim) == -signal.SIGKILL
     assert fence.fenced
-
-
-def test_a_fence_kills_what_does_not_hear_sigquit(
-    victim: subprocess.Popen[bytes], tmp_path: Path
-) -> None:
-    clock = Clock()
-    fence = Fence(clock, tmp_path / "standby.signal")
-    victim.send_signal(signal.SIGSTOP)
-    os.waitpid(victim.pid, os.WUNTRACED)
-    fence.arm(victim.pid, 100.0)
-    fence.look()
-    clock.now_s = 101.5
-    fence.look()
-    assert victim.wait(timeout=5) == -signal.SIGKILL
-
-
-def test_a_passed_deadline_cannot_be_extended(
-    victim: subprocess.Popen[bytes], tmp_path: Path
-) -> None:
-    clock = Clock()
-    fence = Fence(clock, tmp_path / "standby.signal")
-    fence.arm(victim.pid, 99.0)
-    fence.look()
-    fence.extend(500.0)
-    fence.arm(victim.pid, 500.0)
-    assert fence.fenced
+    fence.extend(monotonic_s() + 60)
+    assert fence.fenced, "a passed deadline cannot be extended"
     fence.disarm()
     assert not fence.fenced
+    await fence.stop()
+    assert (tmp_path / "standby.signal").exists()
 
 
-def test_a_disarmed_fence_leaves_a_standby_alone(
+async def test_a_disarmed_fence_leaves_a_standby_alone(
     victim: subprocess.Popen[bytes], tmp_path: Path
 ) -> None:
-    clock = Clock()
-    fence = Fence(clock, tmp_path / "standby.signal")
-    fence.extend(50.0)
-    fence.look()
-    fence.arm(victim.pid, 50.0)
+    fence = Fence(monotonic_s, tmp_path, tmp_path / "lease")
+    await fence.start()
+    fence.extend(monotonic_s() + 0.05)
+    fence.arm(monotonic_s() + 0.2)
     fence.disarm()
-    fence.look()
+    await asyncio.sleep(0.5)
+    await fence.stop()
     assert victim.poll() is None
+    assert not (tmp_path / "standby.signal").exists()
 
 
-def test_the_fence_works_while_the_event_loop_is_blocked(
+async def test_the_fence_works_while_the_agent_is_blocked(
     victim: subprocess.Popen[bytes], tmp_path: Path
 ) -> None:
-    fence = Fence(time.monotonic, tmp_path / "standby.signal")
-    fence.arm(victim.pid, time.monotonic() + 0.2)
-    fence.start()
+    fence = Fence(monotonic_s, tmp_path, tmp_path / "lease")
+    await fence.start()
+    fence.arm(monotonic_s() + 0.2)
+    await asyncio.sleep(0)
+    time.sleep(0.6)  # noqa: ASYNC251 # blocking is what this test is about
+    assert victim.poll() == -signal.SIGKILL
+    await fence.stop()
 
-    async def block() -> None:
-        time.sleep(1.0)  # noqa: ASYNC251 # blocking is what this test is about
 
-    asyncio.run(block())
-    fence.stop()
-    assert victim.wait(timeout=5) == -signal.SIGQUIT
+async def test_the_fence_strikes_a_stopped_process_too(
+    victim: subprocess.Popen[bytes], tmp_path: Path
+) -> None:
+    victim.send_signal(signal.SIGSTOP)
+    os.waitpid(victim.pid, os.WUNTRACED)  # noqa: ASYNC222 # it stops at once
+    fence = Fence(monotonic_s, tmp_path, tmp_path / "lease")
+    await fence.start()
+    fence.arm(monotonic_s() + 0.1)
+    assert await ends(victim) == -signal.SIGKILL
+    await fence.stop()
+
+
+async def test_a_guard_that_ends_is_replaced_and_told_the_deadline(
+    victim: subprocess.Popen[bytes], tmp_path: Path
+) -> None:
+    fence = Fence(monotonic_s, tmp_path, tmp_path / "lease")
+    await fence.start()
+    fence.arm(monotonic_s() + 1.0)
+    assert fence._process is not None
+    fence._process.kill()
+    assert await ends(victim) == -signal.SIGKILL
+    await fence.stop()
+
+
+def test_the_end_of_the_agent_is_the_end_of_its_primary(
+    victim: subprocess.Popen[bytes], tmp_path: Path
+) -> None:
+    guard_ = subprocess.Popen(
+        [sys.executable, "-I", "-S", guard.__file__, str(tmp_path), str(tmp_path / "lease")],
+        stdin=subprocess.PIPE,
+    )
+    assert guard_.stdin is not None
+    guard_.stdin.write(f"until {monotonic_s() + 60}\n".encode())
+    guard_.stdin.close()
+    assert victim.wait(5) == -signal.SIGKILL
+    assert guard_.wait(5) == 0
 
 
 async def test_one_volume_has_one_agent_and_what_is_left_of_its_postgres_keeps_the_lock(
@@ -242,8 +266,42 @@ def test_an_agents_status_survives_the_wire() -> None:
     candidate = Candidate("7001", WalPoint(3, Lsn.parse("1/A0")), barred=True)
     report = InstanceReport(pod="shop-1", state="running")
 
-    assert parse_candidate(json.loads(candidate_document(candidate, report, {}))) == candidate
-    assert parse_candidate({}) == Candidate(None, None)
+    assert parse_candidate(candidate_document(candidate, report, {})) == candidate
+    assert parse_candidate({}) == Candidate(None, None, exact=False)
+    record = LeaseRecord(
+        "shop-0", 4, 6.0, "", Mark("7001", candidate.point), (Quorum(1, ("shop-1",)),), "word", "u",
+        last_holder="shop-0",
+    )  # fmt: skip
+    assert parse_failsafe(json.loads(json.dumps(failsafe_document(record)))) == record
+
+
+class Answers:
+    """Peers of which one answers, one does not, and one makes no sense."""
+
+    async def ask(self, address: str, path: str, *, deadline_s: float) -> Mapping[str, Any]:
+        assert path == "/status"
+        if address == "10.0.0.2":
+            raise RetryError("no answer")
+        return ANSWER if address == "10.0.0.1" else {"candidate": {"timeline": "x", "lsn": "0/1"}}
+
+
+CANDIDATE = Candidate("7001", WalPoint(1, Lsn(1)))
+ANSWER = candidate_document(CANDIDATE, InstanceReport(pod="shop-1", state="running"), {})
+
+
+async def test_whoever_does_not_answer_is_no_candidate() -> None:
+    members = Members(
+        cast(KubeClient, None),
+        cast(Peers, Answers()),
+        cluster="shop",
+        namespace="test",
+        me="shop-0",
+        changed=asyncio.Event(),
+    )
+    for ordinal in range(4):
+        status = {"podIP": f"10.0.0.{ordinal}"}
+        members._set(f"shop-{ordinal}", {"metadata": {}, "status": status})
+    assert await members.candidates() == {"shop-1": CANDIDATE}
 
 
 def observation(**changes: object) -> Observation:

@@ -145,14 +145,13 @@ def test_a_standby_that_took_the_lease_starts_as_a_standby_and_is_promoted_by_re
     facts = replace(FACTS, holding=True, lease=lease(ME, mark=mark()), data=data())
     decision = decide_start(facts)
     assert isinstance(decision, StartStandby)
-    assert decision.promote
+    assert decision.upstream is None
 
 
 def test_a_standby_follows_the_holder() -> None:
     decision = decide_start(replace(FACTS, lease=lease(OTHER, mark=mark()), data=data()))
     assert isinstance(decision, StartStandby)
     assert decision.upstream == OTHER
-    assert not decision.promote
 
 
 def test_an_old_primary_that_returns_rejoins_and_never_starts_as_one() -> None:
@@ -163,21 +162,53 @@ def test_an_old_primary_that_returns_rejoins_and_never_starts_as_one() -> None:
     assert isinstance(decide_start(failed), Clone)
 
 
-def test_after_a_whole_restart_the_most_advanced_takes_the_lease() -> None:
+def test_after_a_whole_restart_standbys_start_to_see_what_they_have() -> None:
+    for peers in ({}, {OTHER: Candidate(SYSTEM, point(2, "0/6000000"))}):
+        facts = replace(FACTS, lease=lease(mark=mark()), data=data(), peers=peers)
+        decision = decide_start(facts)
+        assert isinstance(decision, StartStandby)
+        assert decision.upstream is None
+
+
+def test_after_a_whole_restart_a_former_primary_does_not_outrun_who_has_more() -> None:
     ahead = Candidate(SYSTEM, point(2, "0/6000000"))
     behind = Candidate(SYSTEM, point(2, "0/4800000"))
-    facts = replace(FACTS, lease=lease(mark=mark()), data=data())
+    facts = replace(FACTS, lease=lease(mark=mark()), data=data(was_primary=True))
     assert isinstance(decide_start(replace(facts, peers={OTHER: behind})), TakeLease)
     assert isinstance(decide_start(replace(facts, peers={OTHER: ahead})), Wait)
 
 
-def test_without_a_majority_nobody_takes_the_lease() -> None:
-    decision = decide_start(replace(FACTS, lease=lease(mark=mark()), data=data()))
+def test_a_former_primary_alone_needs_a_majority_or_proof_that_it_has_everything() -> None:
+    facts = replace(FACTS, lease=lease(mark=mark()), data=data(was_primary=True))
+    decision = decide_start(facts)
     assert isinstance(decision, Wait)
     assert decision.condition == "NoPrimary"
-    assert isinstance(
-        decide_start(replace(FACTS, lease=lease(mark=mark()), data=data(), members=1)), TakeLease
+    assert isinstance(decide_start(replace(facts, members=1)), TakeLease)
+    final = lease(mark=Mark(SYSTEM, point(2, "0/5000000"), final=True))
+    assert isinstance(decide_start(replace(facts, lease=final)), TakeLease)
+
+
+def test_who_gave_the_lease_up_takes_it_back_when_nobody_else_has() -> None:
+    given_up = replace(lease(mark=mark()).record, last_holder=ME)
+    crashed = data(was_primary=True, clean=False, at=point(2, "0/4000000"))
+    facts = replace(FACTS, data=crashed, maximum_lag_bytes=0)
+    early = replace(facts, lease=LeaseView(given_up, NOW - 5))
+    assert isinstance(decide_start(early), Wait)
+    assert isinstance(decide_start(replace(early, members=1)), TakeLease)
+    assert isinstance(decide_start(replace(facts, lease=LeaseView(given_up, NOW - 16))), TakeLease)
+    other = replace(given_up, last_holder=OTHER)
+    assert isinstance(decide_start(replace(facts, lease=LeaseView(other, NOW - 60))), Wait)
+
+
+def test_a_person_can_force_an_instance_that_is_below_the_mark() -> None:
+    facts = replace(
+        FACTS,
+        lease=lease(mark=mark(timeline=9)),
+        data=data(was_primary=True),
+        forced=(ME, 3),
     )
+    assert isinstance(decide_start(facts), TakeLease)
+    assert isinstance(decide_start(replace(facts, forced=(ME, 2))), Wait)
 
 
 def test_an_old_primary_that_is_the_first_back_stays_below_the_mark() -> None:

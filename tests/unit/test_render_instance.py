@@ -46,8 +46,8 @@ def test_repmgr_is_preloaded_before_the_users_libraries() -> None:
     config = CONFIG.model_copy(
         update={"parameters": {"shared_preload_libraries": "pg_stat_statements, repmgr"}}
     )
-    assert postgres.preload_libraries(config) == "repmgr,pg_stat_statements"
-    assert postgres.preload_libraries(CONFIG) == "repmgr"
+    assert postgres.preload_libraries(config) == "repmgr,pgcluster_fence,pg_stat_statements"
+    assert postgres.preload_libraries(CONFIG) == "repmgr,pgcluster_fence"
 
 
 @given(st.text(st.characters(exclude_characters="\n\r\0", codec="utf-8")))
@@ -112,3 +112,44 @@ def test_the_hosts_file_names_each_instance_both_ways() -> None:
 
 def test_the_password_file_escapes_what_libpq_would_split() -> None:
     assert repmgr.passfile("a:b\\c") == "*:*:*:repmgr:a\\:b\\\\c\n"
+
+
+@pytest.mark.parametrize(
+    ("room_gib", "own_volume", "expected"),
+    [
+        (None, False, ("1024MB", "512MB", None)),
+        (1, False, ("256MB", "102MB", "256MB")),
+        (100, False, ("1024MB", "512MB", "25600MB")),
+        (100, True, ("1024MB", "512MB", "51200MB")),
+    ],
+)
+def test_wal_is_bounded_by_the_volume_that_it_lives_on(
+    room_gib: int | None, own_volume: bool, expected: tuple[str, str, str | None]
+) -> None:
+    config = CONFIG.model_copy(
+        update={
+            "wal_room_bytes": None if room_gib is None else room_gib << 30,
+            "wal_volume": own_volume,
+        }
+    )
+    rendered = settings(postgres.postgresql_conf(config, instance="shop-0"))
+    assert (
+        rendered["max_wal_size"],
+        rendered["wal_keep_size"],
+        rendered.get("max_slot_wal_keep_size"),
+    ) == expected
+
+
+def test_what_the_user_says_of_slots_wins() -> None:
+    config = CONFIG.model_copy(
+        update={"wal_room_bytes": 1 << 40, "max_slot_wal_keep_size_bytes": 64 << 20}
+    )
+    rendered = settings(postgres.postgresql_conf(config, instance="shop-0"))
+    assert rendered["max_slot_wal_keep_size"] == "64MB"
+
+
+def test_a_full_volume_wins_over_the_users_default_transaction_read_only() -> None:
+    config = CONFIG.model_copy(update={"parameters": {"default_transaction_read_only": "off"}})
+    lines = postgres.postgresql_conf(config, instance="shop-0").splitlines()
+    included = next(n for n, line in enumerate(lines) if line.startswith("include_if_exists"))
+    assert included > lines.index("default_transaction_read_only = 'off'")

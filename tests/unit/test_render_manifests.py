@@ -402,6 +402,13 @@ def test_the_operator_holds_every_right_that_it_grants(spec: Manifest) -> None:
         assert not missing, f"Role {name} grants what the operator does not hold: {missing}"
 
 
+def test_no_agent_may_read_the_authority_whatever_the_spec_names() -> None:
+    spec = {**MINIMAL, "users": [{"name": "app", "passwordSecret": {"name": "shop-ca"}}]}
+    for document in (spec, EVERYTHING):
+        for role in kinds(manifests(document), "Role").values():
+            assert "shop-ca" not in json.dumps(role)
+
+
 def test_no_right_is_a_wildcard() -> None:
     rules = [
         *operators_rules(),

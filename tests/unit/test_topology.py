@@ -7,9 +7,11 @@ import itertools
 from pgcluster.api import names
 from pgcluster.api.reports import InstanceReport
 from pgcluster.api.wal import Lsn, WalPoint
-from pgcluster.topology.election import Candidate, Elected, NoElection, elect
+from pgcluster.topology import quorum
+from pgcluster.topology.election import Candidate, Elected, NoElection, Rules, elect
 from pgcluster.topology.lease import LeaseRecord, LeaseView, Mark
-from pgcluster.topology.pods import reads, report_of
+from pgcluster.topology.pods import ended, reads, report_of
+from pgcluster.topology.quorum import Quorum
 
 MANIFEST = {
     "metadata": {
@@ -33,9 +35,7 @@ def candidate(timeline: int, lsn: int, *, system: str = "7001", barred: bool = F
 
 
 def run(candidates: dict[str, Candidate], *, members: int = 3, mark: Mark | None = None) -> object:
-    return elect(
-        candidates, members=members, mark=mark or Mark("7001", None), maximum_lag_bytes=100
-    )
+    return elect(candidates, Rules(members, mark or Mark("7001", None), 100))
 
 
 def test_a_lease_is_parsed_with_its_mark() -> None:
@@ -48,6 +48,10 @@ def test_an_empty_or_broken_lease_records_nothing() -> None:
     for recorded in ({}, {names.ANNOTATION_TIMELINE: "x", names.ANNOTATION_WAL_POSITION: "0/0"}):
         record = LeaseRecord.parse({"metadata": {"annotations": recorded}}, default_duration_s=5)
         assert record == LeaseRecord("", 0, 5.0, "", Mark(None, None))
+    record = LeaseRecord.parse(
+        {"metadata": {"annotations": {names.ANNOTATION_SYNCHRONOUS: "{"}}}, default_duration_s=5
+    )
+    assert record.quorums is None
 
 
 def test_only_a_change_moves_the_observers_clock() -> None:
@@ -78,8 +82,63 @@ def test_among_equals_the_lowest_ordinal_wins_whoever_asks() -> None:
 
 def test_a_minority_elects_nobody() -> None:
     assert isinstance(run({"shop-0": candidate(1, 1)}), NoElection)
-    assert isinstance(run({"shop-0": candidate(1, 1)}, members=2), NoElection)
-    assert isinstance(run({"shop-0": candidate(1, 1)}, members=1), Elected)
+    assert isinstance(run({"shop-0": candidate(1, 1)}, members=5), NoElection)
+    for members in (1, 2):
+        # Of two, one is never a majority: there the Lease and the mark decide alone.
+        assert isinstance(run({"shop-0": candidate(1, 1)}, members=members), Elected)
+
+
+def test_an_instance_that_is_still_reading_its_wal_is_waited_for_a_while() -> None:
+    seen = {
+        "shop-0": candidate(1, 5),
+        "shop-1": candidate(1, 6),
+        "shop-2": Candidate("7001", WalPoint(1, Lsn(1)), exact=False),
+    }
+    rules = Rules(3, Mark("7001", None), 100)
+    assert isinstance(elect(seen, rules, patient=True), NoElection)
+    chosen = elect(seen, rules)
+    assert isinstance(chosen, Elected)
+    assert chosen.pod == "shop-1"
+
+
+def test_any_commit_quorum_meets_any_election_quorum() -> None:
+    pods = [f"shop-{n}" for n in range(5)]
+    for size in range(2, 6):
+        members = tuple(pods[1:size])
+        for standbys in range(1, len(members) + 1):
+            rule = Quorum(standbys, members)
+            for seen in range(len(members) + 1):
+                for visible in itertools.combinations(members, seen):
+                    met = all(
+                        set(acknowledged) & set(visible)
+                        for acknowledged in itertools.combinations(members, standbys)
+                    )
+                    assert (rule.unproven(visible) is None) == met
+
+
+def test_a_quorum_survives_postgres_and_the_lease() -> None:
+    rule = quorum.wanted(2, primary="shop-1", instances=["shop-10", "shop-0", "shop-1", "shop-2"])
+    assert rule.setting() == 'ANY 2 ("shop-0", "shop-2", "shop-10")'
+    assert quorum.of_setting(rule.setting()) == rule
+    assert quorum.parse(quorum.dump([rule, Quorum(0)])) == (rule, Quorum(0))
+    assert quorum.parse("[{}]") is None
+    assert quorum.of_setting("FIRST 1 (a)") == quorum.of_setting("") == Quorum(0)
+    assert quorum.wanted(1, primary="shop-0", instances=["shop-0"]).setting() == ""
+
+
+def test_the_end_of_a_container_is_known_by_its_own_word() -> None:
+    def seen(state: dict[str, object], last: str | None = None) -> dict[str, object]:
+        status = {"state": state, "lastState": {"terminated": {"message": last}} if last else {}}
+        return {"metadata": {}, "status": {"containerStatuses": [status]}}
+
+    gone = {"terminated": {"message": "word 1"}}
+    assert ended(seen(gone), "word 1", for_good=False)
+    assert not ended(seen(gone), "word 1", for_good=True), "it is being started again"
+    assert not ended(seen(gone), "word 2", for_good=False)
+    assert ended(seen({"running": {}}, "word 1"), "word 1", for_good=False)
+    backing_off = {"waiting": {"reason": "CrashLoopBackOff"}}
+    assert ended(seen(backing_off, "word 1"), "word 1", for_good=True)
+    assert not ended({"metadata": {}}, "word 1", for_good=False)
 
 
 def test_barred_foreign_and_empty_instances_count_but_are_not_chosen() -> None:

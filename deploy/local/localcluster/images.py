@@ -18,6 +18,7 @@ from .progress import LocalkubeError
 BUSYBOX_IMAGE = "docker.io/localkube/busybox:1"
 ID_LABEL = "localkube.image-id"
 IMPORT_TIMEOUT_S = 600
+IMPORT_ATTEMPTS = 3
 IMPORTS_AT_ONCE = 2
 CTR = ["ctr", "--namespace", "k8s.io", "images"]
 
@@ -102,9 +103,18 @@ def _running_without(layout: Layout, nodes: Iterable[Node], image: Image) -> lis
 
 
 def _import_into(layout: Layout, node: Node, image: Image) -> None:
-    with image.archive.open("rb") as content:
-        # Standard input, because the node has its own /var/lib and may not see the archive's path.
-        run(inside(layout, node, [*CTR, "import", "-"]), stdin=content, timeout_s=IMPORT_TIMEOUT_S)
+    for attempt in range(IMPORT_ATTEMPTS):
+        try:
+            with image.archive.open("rb") as content:
+                # Standard input: the node has its own /var/lib and may not see the archive's path.
+                argv = inside(layout, node, [*CTR, "import", "-"])
+                run(argv, stdin=content, timeout_s=IMPORT_TIMEOUT_S)
+            break
+        except LocalkubeError:
+            # containerd collects the layers of a replaced image while those of the new one are
+            # laid on them: "parent snapshot does not exist".
+            if attempt == IMPORT_ATTEMPTS - 1:
+                raise
     first, *others = image.names
     for other in others:
         run(inside(layout, node, [*CTR, "tag", "--force", first, other]))

@@ -32,6 +32,13 @@ class LeaseConfig(_Document):
     renew_deadline_s: float = 4.0
 
 
+class ForcePromotionConfig(_Document):
+    """A person's wish that an instance be promoted whatever is missing, in one epoch only."""
+
+    instance: str
+    epoch: int
+
+
 class FailoverConfig(_Document):
     """When another instance may take over."""
 
@@ -39,6 +46,21 @@ class FailoverConfig(_Document):
     on_crash: Literal["restart", "failover"] = "restart"
     maximum_lag_bytes: int = 16 * 1024 * 1024
     lease: LeaseConfig = LeaseConfig()
+    force_promotion: ForcePromotionConfig | None = None
+
+    @property
+    def forced(self) -> tuple[str, int] | None:
+        """The wish as the pure decisions take it."""
+        wish = self.force_promotion
+        return None if wish is None else (wish.instance, wish.epoch)
+
+
+class SynchronousConfig(_Document):
+    """Whether commits wait for standbys; `degrade`: only for as many as there are."""
+
+    mode: Literal["none", "quorum"] = "none"
+    standbys: int = 1
+    degrade: bool = False
 
 
 class DatabaseConfig(_Document):
@@ -70,7 +92,11 @@ class ClusterConfig(_Document):
     hba: tuple[str, ...] = ()
     initdb: InitdbConfig = InitdbConfig()
     wal_volume: bool = False
+    # Size of the volume that WAL lives on; None: not told, nothing is derived from it.
+    wal_room_bytes: int | None = None
+    # As the user says; None: derived from wal_room_bytes.
     max_slot_wal_keep_size_bytes: int | None = None
+    synchronous: SynchronousConfig = SynchronousConfig()
     failover: FailoverConfig = FailoverConfig()
     databases: tuple[DatabaseConfig, ...] = ()
     users: tuple[UserConfig, ...] = ()

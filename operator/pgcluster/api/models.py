@@ -114,11 +114,25 @@ class Storage(Model):
     """Size of a volume of its own for the write-ahead log. Default: WAL lives on the data volume."""
 
 
+class Synchronous(Model):
+    """Whether a commit waits until standbys have it on disk."""
+
+    mode: Literal["none", "quorum"] = "none"
+    """`none`: a commit waits for the primary's disk only. `quorum`: also for any `standbys` of the standbys, and no failover loses an acknowledged commit. Default: none."""
+    standbys: int = Field(default=1, ge=1, le=names.MAX_INSTANCES - 1)
+    """How many standbys a commit waits for. Default: 1."""
+    when_unavailable: Literal["block", "degrade"] = "block"
+    """What happens while fewer standbys stream: `block` lets commits wait, `degrade` lets them go on with as many as there are, even none, and gives up the promise meanwhile. Default: block."""
+
+
 class Replication(Model):
     """Replication between the instances."""
 
+    synchronous: Synchronous = Synchronous()
+    """Whether a commit waits until standbys have it on disk."""
+
     max_slot_wal_keep_size: Quantity | None = None
-    """How much WAL a standby that is away may hold back on the primary before it has to be cloned anew. Default: no limit."""
+    """How much WAL a standby that is away may hold back on the primary before it has to be cloned anew, which it does by itself. Default: half of `spec.storage.walSize`, or a quarter of `spec.storage.size` where WAL lives on the data volume: an absent standby must not fill the primary's."""
 
 
 class LeaseTiming(Model):
@@ -159,17 +173,28 @@ class LeaseTiming(Model):
     """A primary that could not renew for this long stops. Default: 4s."""
 
 
+class ForcePromotion(Model):
+    """The wish that an instance be promoted although acknowledged commits may be missing there."""
+
+    instance: ObjectName
+    """Pod of the instance."""
+    epoch: int = Field(ge=0)
+    """`status.epoch` at the time of the wish. It is ignored in any other epoch, so that it can stay in a manifest and does nothing a second time."""
+
+
 class Failover(Model):
     """When another instance takes over."""
 
     automatic: bool = True
     """Whether a standby takes over by itself. Default: true."""
     on_crash: Literal["restart", "failover"] | None = None
-    """What happens when the primary's postmaster dies and its node is well: `restart` in place, which loses nothing, or `failover` at once. Default: restart."""
+    """What happens when the primary's postmaster dies and its node is well: `restart` in place, which loses nothing, or `failover` at once. Default: restart, but failover with `replication.synchronous.mode: quorum`, which loses nothing either."""
     maximum_lag: Quantity = "16Mi"
     """How much WAL a standby may lack and still take over. Default: 16Mi."""
     lease: LeaseTiming = LeaseTiming()
     """Timing of the Lease that is the right to write."""
+    force_promotion: ForcePromotion | None = None
+    """Promotes one instance whatever is missing, where the status says NoPrimary and waiting is worse than losing the last commits. Never while another instance holds the Lease."""
 
 
 class Database(Model):
@@ -279,6 +304,16 @@ class PgClusterSpec(Model):
             ".postgres.version",
         ),
         Rule(
+            "!has(self.replication) || !has(self.replication.synchronous) ||"
+            " !has(self.replication.synchronous.mode) ||"
+            " self.replication.synchronous.mode == 'none' ||"
+            " (has(self.replication.synchronous.standbys) ?"
+            " self.replication.synchronous.standbys : 1) < self.instances",
+            "spec.replication.synchronous.standbys must be less than spec.instances: every commit"
+            " would wait for ever",
+            ".replication.synchronous.standbys",
+        ),
+        Rule(
             f"!has(self.users) || self.users.all(u, {_free_role('u.name')})",
             "spec.users must not name a role that the operator needs ("
             + ", ".join(names.RESERVED_ROLES)
@@ -359,6 +394,10 @@ class Member(Model):
     """Pod that it streams from."""
     repmgrd: bool = False
     """Whether repmgrd runs."""
+    repmgrd_paused: bool = False
+    """Whether repmgrd is paused (`repmgr service pause`), so that it takes part in no failover."""
+    disk_used_percent: int | None = None
+    """How full its fuller volume is, rounded down to steps of 5. The exact values are in its metrics."""
     postgres_version: str | None = None
     """Version of its PostgreSQL."""
     pending_restart: tuple[str, ...] = atomic_list(max_items=400)
@@ -428,6 +467,8 @@ class PgClusterStatus(Model):
     """Pod of the primary."""
     timeline: int | None = None
     """Timeline of the primary."""
+    synchronous: str | None = None
+    """What commits wait for now, as in synchronous_standby_names; empty where for no standby."""
     system_identifier: str | None = None
     """Identity of the database cluster."""
     epoch: int | None = None
@@ -521,6 +562,12 @@ def to_config(cluster: PgCluster, *, system_identifier: str | None) -> agents.Cl
     """What the agents need to know of the cluster."""
     spec = cluster.spec
     keep = spec.replication.max_slot_wal_keep_size
+    synchronous = spec.replication.synchronous
+    forced = spec.failover.force_promotion
+    # With a quorum a failover loses nothing either, and is faster than a recovery.
+    on_crash: Literal["restart", "failover"] = (
+        "failover" if synchronous.mode == "quorum" else "restart"
+    )
     lease = spec.failover.lease
     return agents.ClusterConfig(
         name=cluster.name,
@@ -536,16 +583,25 @@ def to_config(cluster: PgCluster, *, system_identifier: str | None) -> agents.Cl
             data_checksums=spec.postgres.initdb.data_checksums,
         ),
         wal_volume=spec.storage.wal_size is not None,
+        wal_room_bytes=parse_bytes(spec.storage.wal_size or spec.storage.size),
         max_slot_wal_keep_size_bytes=None if keep is None else parse_bytes(keep),
+        synchronous=agents.SynchronousConfig(
+            mode=synchronous.mode,
+            standbys=synchronous.standbys,
+            degrade=synchronous.when_unavailable == "degrade",
+        ),
         failover=agents.FailoverConfig(
             automatic=spec.failover.automatic,
-            on_crash=spec.failover.on_crash or "restart",
+            on_crash=spec.failover.on_crash or on_crash,
             maximum_lag_bytes=parse_bytes(spec.failover.maximum_lag),
             lease=agents.LeaseConfig(
                 duration_s=parse_seconds(lease.duration),
                 renew_interval_s=parse_seconds(lease.renew_interval),
                 renew_deadline_s=parse_seconds(lease.renew_deadline),
             ),
+            force_promotion=None
+            if forced is None
+            else agents.ForcePromotionConfig(instance=forced.instance, epoch=forced.epoch),
         ),
         databases=tuple(
             agents.DatabaseConfig(

@@ -38,6 +38,18 @@ MANAGED_BY = "pgcluster-operator"
 ANNOTATION_SYSTEM_ID = f"{GROUP}/system-identifier"
 ANNOTATION_TIMELINE = f"{GROUP}/timeline"
 ANNOTATION_WAL_POSITION = f"{GROUP}/wal-position"
+# … the highest timeline that any promotion has begun, finished or not;
+ANNOTATION_RESERVED = f"{GROUP}/timeline-reserved"
+# … whether that position is the exact end, after a stop in order;
+ANNOTATION_FINAL = f"{GROUP}/final"
+# … what its commits wait for (topology/quorum.py);
+ANNOTATION_SYNCHRONOUS = f"{GROUP}/synchronous"
+# … who held it last, which a released Lease would forget,
+ANNOTATION_LAST_HOLDER = f"{GROUP}/last-holder"
+# … whether it was given up for a successor that somebody has chosen,
+ANNOTATION_HANDOVER = f"{GROUP}/handover"
+# … and a word that the kubelet repeats when this very container has ended.
+ANNOTATION_CONTAINER = f"{GROUP}/holder-container"
 # On a postgres pod, written by its agent: one JSON document, see api/reports.py.
 ANNOTATION_INSTANCE = f"{GROUP}/instance"
 # On rendered objects: the hash of what they were rendered from.
@@ -53,7 +65,8 @@ MANAGER_POOLER = "pgcluster-pooler"
 # --- ports ------------------------------------------------------------------------------------
 PORT_POSTGRES = 5432
 PORT_PGBOUNCER = 5432
-PORT_AGENT = 8008  # node and pooler agents: /livez /readyz /metrics /status
+PORT_AGENT = 8008  # node and pooler agents: /livez /readyz /metrics, of the pooler /status too
+PORT_PEER = 8009  # node agents among themselves, by mutual TLS
 PORT_OPERATOR = 8080  # operator: /livez /readyz /metrics
 
 # --- users of the operating system, as the images create them ---------------------------------
@@ -82,15 +95,23 @@ PG_SOCKET_DIR = RUN
 POSTGRESQL_CONF = f"{RUN}/postgresql.conf"
 PG_HBA_CONF = f"{RUN}/pg_hba.conf"
 PG_IDENT_CONF = f"{RUN}/pg_ident.conf"
-REPMGR_CONF = f"{RUN}/repmgr.conf"  # the image links /etc/repmgr.conf to it
+REPMGR_CONF = f"{RUN}/repmgr.conf"
+REPMGR_CONF_LINK = "/etc/repmgr.conf"  # where repmgr looks by itself; the image links it
 PASSFILE = f"{RUN}/pgpass"
 HOSTS_FILE = f"{RUN}/hosts"
+LEASE_FILE = f"{RUN}/lease"  # until when postgres may write: from the guard to pgcluster_fence
+TERMINATION_LOG = "/dev/termination-log"  # the kubelet reads it when the container has ended
+SPACE_CONF = f"{RUN}/space.conf"  # what postgres may not do while a volume is full
 AGENT_CLIENT = "/usr/local/bin/pgcluster-event"  # repmgr's commands call it
 
 # --- mounts shared by the pods ----------------------------------------------------------------
 CONFIG_DIR = "/etc/pgcluster/config"  # ConfigMap <cluster>-config
 CONFIG_KEY = "cluster.json"
-SECRETS_DIR = "/etc/pgcluster/secrets"  # one folder a Secret: repmgr/ pooler/ app/
+SECRETS_DIR = "/etc/pgcluster/secrets"  # one folder a Secret: repmgr/ pooler/ app/ peers/
+PEERS_DIR = f"{SECRETS_DIR}/peers"  # Secret <cluster>-peers
+CA_BUNDLE_KEY = "ca.crt"
+CERTIFICATE_KEY = "tls.crt"
+PRIVATE_KEY_KEY = "tls.key"
 
 # --- paths in a pgbouncer pod -----------------------------------------------------------------
 PGBOUNCER_DIR = "/run/pgbouncer"  # emptyDir shared by pgbouncer and its agent
@@ -201,6 +222,21 @@ def secret_repmgr(cluster: str) -> str:
 def secret_pooler(cluster: str) -> str:
     """Passwords of pgbouncer: keys `auth-password`, `admin-password`, `stats-password`."""
     return f"{cluster}-pooler"
+
+
+def secret_ca(cluster: str) -> str:
+    """The cluster's own certificate authority: for the operator alone, mounted nowhere."""
+    return f"{cluster}-ca"
+
+
+def secret_peers(cluster: str) -> str:
+    """The certificate by which the instances' agents know one another, and what it is proven by."""
+    return f"{cluster}-peers"
+
+
+def peer_name(cluster: str, namespace: str) -> str:
+    """The name in that certificate: every instance of this cluster, and nobody else."""
+    return f"peers.{cluster}.{namespace}.{GROUP}"
 
 
 def service_account_postgres(cluster: str) -> str:

@@ -64,12 +64,28 @@ class InstanceReport(_Report):
     lag_bytes: int | None = None
     upstream: str | None = None  # pod that a standby streams from
     repmgrd: bool = False
+    repmgrd_paused: bool = False  # by a person or a switchover: it takes part in no failover
     postgres_version: str | None = None  # such as "17.11"
+    # What commits wait for, as synchronous_standby_names has it (primary only), and how many of the
+    # standbys that it wants are missing now
+    synchronous: str | None = None
+    synchronous_missing: int = 0
+    # The primary goes on without the API server, by the word of all other instances
+    failsafe: bool = False
     pending_restart: tuple[str, ...] = ()  # parameters that wait for a restart
     progress: str | None = None  # such as "clone: 412 of 2048 MiB"
     promotion: PromotionPhases | None = None
     # Declared users and databases that could not be made: name → reason (primary only)
     failed_objects: dict[str, str] = {}
+    # How full its fuller volume is, rounded down to steps of 5
+    disk_used_percent: int | None = None
+    disk_full: bool = False  # so full that the applications' roles are read-only on it
+    # Of a standby: why it cannot go on from where it is and is cloned anew
+    lost_wal: str | None = None
+    # Of a primary: pods of standbys whose slot was invalidated, until they stream again
+    lost_standbys: tuple[str, ...] = ()
+    # Of a primary: slot → WAL that it holds back, rounded down to a power of two; only much of it
+    retained_wal_bytes: dict[str, int] = {}
     # Pods of the standbys whose WAL sender streams; None: not a primary, or one that cannot tell
     # yet because its standbys are still finding it
     streaming: tuple[str, ...] | None = None

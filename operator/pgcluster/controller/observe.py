@@ -161,7 +161,7 @@ async def observe(client: KubeClient, key: Key) -> Observed | None:
     children: dict[tuple[str, str], Manifest] = {}
     for resource in CHILDREN:
         if resource is SECRETS:
-            # Only our own three, by name: nobody else's Secret is ever read.
+            # Only our own, by name: nobody else's Secret is ever read.
             for name in _secrets(key.name):
                 if (secret := await client.get(SECRETS, name, key.namespace)) is not None:
                     children[resource.kind, name] = secret
@@ -191,7 +191,13 @@ async def observe(client: KubeClient, key: Key) -> Observed | None:
 
 
 def _secrets(cluster: str) -> tuple[str, ...]:
-    return (names.secret_repmgr(cluster), names.secret_pooler(cluster), names.secret_app(cluster))
+    return (
+        names.secret_repmgr(cluster),
+        names.secret_pooler(cluster),
+        names.secret_app(cluster),
+        names.secret_ca(cluster),
+        names.secret_peers(cluster),
+    )
 
 
 def _component(pod: Mapping[str, Any]) -> str | None:

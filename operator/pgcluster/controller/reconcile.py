@@ -9,6 +9,7 @@ import logging
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from datetime import UTC, datetime
 
 import pydantic
 
@@ -16,7 +17,7 @@ from pgcluster.api import conditions, names
 from pgcluster.api.errors import BlockedError, RetryError
 from pgcluster.api.models import PgCluster, to_config
 from pgcluster.api.validation import check
-from pgcluster.controller import pools, rollout, scale, serving, status, volumes
+from pgcluster.controller import certificates, pools, rollout, scale, serving, status, volumes
 from pgcluster.controller.apply import Applier
 from pgcluster.controller.metrics import Metrics
 from pgcluster.controller.observe import Key, Observed, observe
@@ -62,12 +63,14 @@ class Reconciler:
         *,
         identity: str,
         clock: Callable[[], float] = time.monotonic,
+        today: Callable[[], datetime] = lambda: datetime.now(UTC),
     ) -> None:
         self._client = client
         self._metrics = metrics
         self._catalog = catalog
         self._identity = identity
         self._clock = clock
+        self._today = today
         # Since when a pools' section has been wrong in this very way.
         self._wrong_since: dict[Key, tuple[str, float]] = {}
         # Since when no primary has been there to tell which poolers are silent.
@@ -167,13 +170,17 @@ class Reconciler:
                 system_identifier=observed.system_identifier,
                 timeline=status.known_status(observed).timeline,
                 epoch=status.known_status(observed).epoch,
+                primary=status.known_status(observed).primary,
             ),
         ]
-        await applier.check([*kept, *manifests])
+        issued = certificates.wanted(observed, cluster, self._today())
+        await applier.check([*kept, *issued.manifests, *manifests])
         if live_set is None:
             await check_storage_class(self._client, cluster)
         for manifest in kept:
             await applier.create(manifest)
+        # Before the StatefulSet, whose pods mount one of them.
+        await certificates.write(self._client, applier, issued)
         refused = []
         for manifest in manifests:
             try:
@@ -182,7 +189,7 @@ class Reconciler:
                 # One wrong field must not keep all the others from being brought in line.
                 refused.append(f"{manifest['kind']} {manifest['metadata']['name']}: {error}")
         refused += await self._grow_volumes(observed, rendered, live_set)
-        await applier.delete_unwanted([*kept, *manifests])
+        await applier.delete_unwanted([*kept, *issued.manifests, *manifests])
         again_s = await self._repair_pools(observed, cluster, applier)
         await self._prune_poolers(observed)
         late = await self._replace_stuck(observed, live_set)

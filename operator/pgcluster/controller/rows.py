@@ -45,6 +45,8 @@ def member(pod: InstancePod, holder: str) -> Member:
         lag_bytes=report.lag_bytes,
         upstream=report.upstream,
         repmgrd=report.repmgrd,
+        repmgrd_paused=report.repmgrd_paused,
+        disk_used_percent=report.disk_used_percent,
         postgres_version=report.postgres_version,
         pending_restart=report.pending_restart,
         progress=report.progress,

@@ -11,7 +11,7 @@ from pgcluster.api import conditions as c
 from pgcluster.api import names
 from pgcluster.api.models import Member, PgCluster, PgClusterStatus, Pooler
 from pgcluster.api.reports import PoolerReport
-from pgcluster.controller import failovers, problems, rows
+from pgcluster.controller import failovers, problems, rows, warnings
 from pgcluster.controller.observe import InstancePod, Observed
 
 Wanted = tuple[str, bool, str, str]
@@ -66,6 +66,7 @@ def compute(
         summary=situation.summary(),
         primary=primary.name if primary else None,
         timeline=report.timeline if report else known.timeline,
+        synchronous=report.synchronous if report else known.synchronous,
         system_identifier=observed.system_identifier,
         epoch=observed.epoch if observed.lease else known.epoch or 0,
         instances=len(members),
@@ -115,6 +116,11 @@ class _Situation:
             ready.status != "True" and ready.reason in (c.BOOTSTRAPPING, c.CREATING, *_BLOCKED)
         )
 
+    def _full_primary(self) -> str | None:
+        """Why whoever holds the Lease cannot write, where that is a full volume."""
+        holder = (pod for pod in self.observed.pods if pod.name == self.observed.holder)
+        return warnings.full_primary(next(holder, None))
+
     def _missing(self) -> tuple[str, str] | None:
         """What is missing while the primary serves: reason and message."""
         spec = self.cluster.spec if self.cluster else None
@@ -135,6 +141,8 @@ class _Situation:
 
     def _readiness(self) -> tuple[bool, str, str]:
         """Condition Ready: status, reason, message."""
+        if full := self._full_primary():
+            return False, c.DISK_FULL, full
         if self.primary is None:
             if self.outcome.blocked and not self.observed.system_identifier:
                 return False, *self.outcome.blocked
@@ -169,7 +177,11 @@ class _Situation:
                 )
         return (
             c.NO_PRIMARY,
-            "no instance is the primary; clients of the pools wait" + (f" ({doing})" * bool(doing)),
+            "no instance is the primary; clients of the pools wait"
+            + (f" ({doing})" * bool(doing))
+            + ". Bring the missing instances back; or, where losing the last commits is better than"
+            " waiting, name the instance to promote:"
+            f" spec.failover.forcePromotion: {{instance: …, epoch: {self.observed.epoch}}}",
         )
 
     # --- conditions ---------------------------------------------------------------------------
@@ -202,10 +214,16 @@ class _Situation:
         if self.primary is None:
             return c.DEGRADED, False, c.NO_PRIMARY, "it does not serve: see condition Ready"
         missing = self._missing()
+        warned = warnings.find(self.observed.pods)
         if missing is not None:
             if self._new:
                 return fine
-            return c.DEGRADED, True, *missing
+            # A warning of weight is mostly why something is missing.
+            reason = next((w.reason for w in warned if w.reason in _GRAVE), missing[0])
+            told = "; ".join(filter(None, (missing[1], warnings.summary(warned))))
+            return c.DEGRADED, True, reason, told
+        if any(warning.reason in _GRAVE for warning in warned):
+            return c.DEGRADED, True, warned[0].reason, warnings.summary(warned)
         failed = self.primary.report.failed_objects if self.primary.report else {}
         if failed:
             told = "; ".join(f"{name}: {why}" for name, why in sorted(failed.items()))
@@ -213,6 +231,8 @@ class _Situation:
         found = self._problems
         if found:
             return c.DEGRADED, True, found[0].reason, problems.summary(found)
+        if warned:
+            return c.DEGRADED, True, warned[0].reason, warnings.summary(warned)
         return fine
 
     def _stalled(self) -> Wanted:
@@ -222,6 +242,8 @@ class _Situation:
         if blocking:
             return c.STALLED, True, blocking[0].reason, problems.summary(blocking)
         refused = [member for member in self.members if member.state == "refused"]
+        if full := self._full_primary():
+            return c.STALLED, True, c.DISK_FULL, full
         if refused:
             told = "; ".join(f"{member.pod}: {member.reason}" for member in refused)
             return c.STALLED, True, c.FOREIGN_DATA, told
@@ -235,11 +257,12 @@ class _Situation:
         if ready:
             paused = self.cluster is not None and self.cluster.spec.paused
             return "Paused" if paused else "Degraded" if self._degraded()[1] else "Ready"
-        if self.primary is not None and reason != c.CREATING:
+        if self.primary is not None and reason not in (c.CREATING, c.DISK_FULL):
             return "Degraded"
         return reason
 
 
+_GRAVE = (c.DISK_FULL, c.STANDBY_LOST_WAL, c.SYNCHRONOUS_MISSING, c.FAILSAFE)
 _BLOCKED = (
     c.INVALID_SPEC,
     c.NAME_CONFLICT,

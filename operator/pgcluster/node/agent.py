@@ -10,7 +10,9 @@ import asyncio
 import contextlib
 import logging
 import signal
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
+from pathlib import Path
+from typing import Any
 
 from pgcluster.api import names
 from pgcluster.api.config import ClusterConfig
@@ -18,13 +20,15 @@ from pgcluster.api.errors import FatalError, PgClusterError, RetryError
 from pgcluster.clock import monotonic_s
 from pgcluster.kube.client import KubeClient
 from pgcluster.kube.resources import CONFIG_MAPS
-from pgcluster.node import files, http, ipc
+from pgcluster.node import files, http, ipc, peers
 from pgcluster.node.instance import Instance
-from pgcluster.node.members import Reporter, candidate_document
+from pgcluster.node.members import Reporter, candidate_document, parse_failsafe
 from pgcluster.node.metrics import Metrics
+from pgcluster.node.remote import Remote
 from pgcluster.node.running import Running
 from pgcluster.node.settings import Settings
 from pgcluster.node.stopped import Stopped
+from pgcluster.render import repmgr as render_repmgr
 
 log = logging.getLogger(__name__)
 
@@ -63,8 +67,16 @@ class Agent:
         runner = await http.serve(
             alive=lambda: monotonic_s() - self._beat_s < _ALIVE_WITHIN_S,
             ready=self._instance.ready,
-            status=self._status,
             registry=self._instance.registry,
+        )
+        remote = Remote(lambda: render_repmgr.bindir(self._instance.config.postgres_major))
+        peer_runner = await peers.serve(
+            {
+                ("GET", "/status"): self._status,
+                ("POST", "/failsafe"): self._acknowledge,
+                ("POST", "/run"): remote.run,
+            },
+            self._instance.credentials,
         )
         beat = asyncio.create_task(self._beat(), name="beat")
         try:
@@ -73,14 +85,19 @@ class Agent:
                 await self._live()
         finally:
             beat.cancel()
+            await self._instance.peers.close()
+            await peer_runner.cleanup()
             await runner.cleanup()
 
     async def _live(self) -> None:
         instance = self._instance
-        files.write_all(instance.config, instance.me)
-        files.write_hosts(instance.config, {instance.me: self._settings.pod_ip})
+        instance.write_configuration()
+        # What a former container of this pod knew may be all there is while the API is away.
+        if not Path(names.HOSTS_FILE).exists():
+            files.write_hosts(instance.config, {instance.me: self._settings.pod_ip})
+        files.leave_word(self._settings.container)
         socket = await ipc.serve(names.AGENT_SOCKET, self._request)
-        instance.server.fence.start()
+        await instance.server.fence.start()
         instance.members.follow(instance.config.instances)
         background = [
             asyncio.create_task(coroutine, name=name)
@@ -90,6 +107,7 @@ class Agent:
                 ("config-watch", self._watch_config()),
                 ("report", self._keep_reporting()),
                 ("events", instance.events.run()),
+                ("space", instance.space.keep()),
                 ("poolers", instance.poolers.watch()),
             )
         ]
@@ -110,7 +128,7 @@ class Agent:
             task.cancel()
         await asyncio.gather(*background, stop, return_exceptions=True)
         socket.close()
-        instance.server.fence.stop()
+        await instance.server.fence.stop()
         await instance.members.close()
         if broken:
             raise FatalError("a part of the agent ended")
@@ -197,7 +215,7 @@ class Agent:
 
     async def _request(self, words: list[str]) -> tuple[bool, str]:
         handlers: dict[str, Callable[[list[str]], Awaitable[tuple[bool, str]]]] = {
-            "gate": lambda _: self._instance.promotion.gate(),
+            "gate": lambda _: self._gate(),
             "promote": lambda _: self._promote(),
             "event": self._event,
             "service": self._service,
@@ -206,6 +224,12 @@ class Agent:
         if handler is None:
             return False, f"unknown request {words[0]!r}"
         return await handler(words[1:])
+
+    async def _gate(self) -> tuple[bool, str]:
+        """May repmgrd promote? What a person types comes by service_promote_command alone."""
+        if not self._instance.config.failover.automatic:
+            return False, "spec.failover.automatic is false"
+        return await self._instance.promotion.gate()
 
     async def _event(self, words: list[str]) -> tuple[bool, str]:
         """An event of repmgr: a hint to look, a Kubernetes Event, a metric."""
@@ -247,7 +271,8 @@ class Agent:
             instance.hands_off_until_s = monotonic_s() + _HANDS_OFF_S
             await instance.stop_postgres()
         if action == "stop":
-            await instance.lease.release()
+            # Most likely for `repmgr standby switchover`, whose target is not to be outrun.
+            await instance.lease.release(handover=True)
             return True, ""
         instance.hands_off_until_s = 0.0
         if instance.rejoining and not instance.server.running:
@@ -265,11 +290,24 @@ class Agent:
 
     # --- what comes and goes by the API -------------------------------------------------------
 
-    async def _status(self) -> str:
+    async def _status(self, _: Mapping[str, Any]) -> Mapping[str, Any]:
         instance = self._instance
         return candidate_document(
             instance.candidate(), instance.report(), {"epoch": instance.lease.epoch}
         )
+
+    async def _acknowledge(self, document: Mapping[str, Any]) -> Mapping[str, Any]:
+        """The primary cannot be heard by the API server, and asks whether it may go on."""
+        instance = self._instance
+        try:
+            record = parse_failsafe(document)
+        except (KeyError, TypeError, ValueError) as error:
+            raise RetryError(f"this is no failsafe request: {error}") from error
+        refusal = instance.lease.acknowledge(record)
+        addresses = document.get("addresses")
+        if refusal is None and isinstance(addresses, dict):
+            instance.members.learn({str(pod): str(ip) for pod, ip in addresses.items()})
+        return {} if refusal is None else {"refused": refusal}
 
     async def _watch_config(self) -> None:
         """Follow the cluster's configuration: a mounted ConfigMap lags by a minute or more."""
@@ -292,7 +330,7 @@ class Agent:
             return
         instance.config = config
         instance.members.follow(config.instances)
-        if files.write_all(config, instance.me) and instance.server.running:
+        if instance.write_configuration() and instance.server.running:
             instance.server.reload()
             log.info("postgres was told to reload its configuration")
         self._wake.set()

@@ -18,6 +18,8 @@ from pgcluster.api import names
 from pgcluster.api.config import ClusterConfig
 from pgcluster.api.errors import RetryError
 from pgcluster.node.files import write_atomically
+from pgcluster.node.space import place_for_clone
+from pgcluster.postgres.local import size_bytes
 from pgcluster.proc import run
 from pgcluster.render import repmgr as render_repmgr
 from pgcluster.repmgr import Repmgr
@@ -26,6 +28,8 @@ log = logging.getLogger(__name__)
 
 _CLONE_CONF = Path(names.RUN) / "repmgr-clone.conf"
 _PROGRESS_EVERY_S = 2.0
+# What is written while the clone is made comes on top of it.
+_CLONE_WAL_BYTES = 64 << 20
 
 
 class DataDirectories:
@@ -71,6 +75,7 @@ class DataDirectories:
         """Clone the server on `host` aside and swap it in when it is complete."""
         config = self._config()
         await self._clear(self._new)
+        await self._make_room(host)
         content = render_repmgr.repmgr_conf(
             config, instance=self._instance, data_directory=str(self._new)
         )
@@ -94,15 +99,53 @@ class DataDirectories:
             await asyncio.to_thread(shutil.rmtree, self._aside, ignore_errors=True)
             await asyncio.to_thread(self._remove_stray_waldirs)
 
+    def use_up_timelines(self, first: int, end: int) -> None:
+        """Have the next promotion begin timeline `end`, and none of those from `first` up to it.
+
+        PostgreSQL takes the first number of which it finds no history file, and does not read what
+        it finds. An empty one is nobody's history: a standby that looks for a newer timeline to
+        follow refuses it. Source: findNewestTimeLine, rescanLatestTimeLine.
+        """
+        for number in range(first, end):
+            path = self.current / "pg_wal" / f"{number:08X}.history"
+            with contextlib.suppress(FileExistsError):
+                os.close(os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600))
+        _sync(self.current / "pg_wal")
+
     def put_standby_signal(self) -> None:
-        """Make sure that the next start is not that of a primary."""
-        self.standby_signal.touch()
+        """Make sure that the next start is not that of a primary; RetryError on a full volume."""
+        try:
+            self.standby_signal.touch()
+        except OSError as error:
+            raise RetryError(f"standby.signal cannot be written: {error.strerror}") from error
         _sync(self.current)
 
     def remove_standby_signal(self) -> None:
         """Let the next start be that of a primary."""
         self.standby_signal.unlink(missing_ok=True)
         _sync(self.current)
+
+    async def _make_room(self, host: str) -> None:
+        """See to it that a clone fits; RetryError with what to do where it cannot."""
+        needed = await size_bytes(render_repmgr.conninfo(host))
+        if needed is None:
+            return
+        needed += needed // 20 + _CLONE_WAL_BYTES
+        found = os.statvfs(self.volume)
+        free = found.f_bavail * found.f_frsize
+        stale = [path for path in (self._aside, self.current) if path.exists()]
+        old = sum([await asyncio.to_thread(_size_bytes, path) for path in stale])
+        match place_for_clone(needed, free, old):
+            case "nowhere":
+                raise RetryError(
+                    f"a clone needs {needed >> 20} MiB and the volume has room for"
+                    f" {(free + old) >> 20}: grow spec.storage.size",
+                    delay_s=30,
+                )
+            case "instead":
+                log.warning("no room for a clone aside: it replaces what is on the volume")
+                for path in stale:
+                    await self._clear(path)
 
     def _swap_in(self) -> None:
         if self.current.exists():

@@ -12,6 +12,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import psycopg
+from prometheus_client import CollectorRegistry
 
 from pgcluster.api import names
 from pgcluster.api.config import ClusterConfig
@@ -23,6 +24,8 @@ from pgcluster.kube.resources import CONFIG_MAPS, SECRETS
 from pgcluster.node.files import read_secret
 from pgcluster.node.hearing import Attachment
 from pgcluster.node.members import Members, patch_pod
+from pgcluster.node.metadata import Metadata
+from pgcluster.node.retention import Retention
 from pgcluster.postgres import roles
 from pgcluster.postgres.local import LocalPostgres
 from pgcluster.render import pgbouncer as render_pgbouncer
@@ -56,6 +59,7 @@ class Duties:
         *,
         me: str,
         address: str,
+        registry: CollectorRegistry | None = None,
     ) -> None:
         self._client = client
         self._members = members
@@ -63,7 +67,9 @@ class Duties:
         self._config = config
         self._me = me
         self._address = address
-        self._repmgr_database = LocalPostgres(names.DB_REPMGR)
+        self.repmgr_database = LocalPostgres(names.DB_REPMGR)
+        self.metadata = Metadata(self.repmgr_database, config, lambda: self.repmgr, me=me)
+        self.retention = Retention(local, config, me=me, registry=registry)
         self._internal_done = False
         self._declared: ClusterConfig | None = None
         self._declared_again_s = 0.0
@@ -80,13 +86,14 @@ class Duties:
 
     async def close(self) -> None:
         """Drop the connection, for instance because the server is about to stop."""
-        await self._repmgr_database.close()
+        await self.repmgr_database.close()
 
     def forget(self) -> None:
         """Look at everything again: the role has changed."""
         self._internal_done = False
         self._declared = None
         self._databases_written = None
+        self.retention.forget()
         self._attachment.forget()
         self.streaming = None
 
@@ -201,27 +208,22 @@ class Duties:
         return passwords, missing
 
     async def ensure_primary_row(self) -> None:
-        """Register this instance as the primary where repmgr does not know it as one."""
-        row = await self._row()
-        if row == Row("primary", True, self._conninfo(), None):
-            return
-        result = await self.repmgr.primary_register()
-        if result.status != 0:
-            raise RetryError(f"repmgr primary register failed: {result.last_line}")
+        """Register this instance as the primary where repmgr does not know it as one.
+
+        Then see to the rows of the others: see metadata.py.
+        """
+        if await self._row() != Row("primary", True, self._conninfo(), None):
+            result = await self.repmgr.primary_register()
+            if result.status != 0:
+                raise RetryError(f"repmgr primary register failed: {result.last_line}")
+        await self.metadata.keep()
 
     async def drop_stale_slots(self) -> None:
-        """Drop slots of instances that are no more; they would keep WAL for ever."""
-        known = {
-            names.slot(names.pod(self._config().name, ordinal))
-            for ordinal in range(self._config().instances)
-        } - {names.slot(self._me)}
-        for row in await self._local.query(
-            "SELECT slot_name FROM pg_replication_slots"
-            " WHERE NOT active AND slot_name LIKE 'repmgr_slot_%%' AND slot_name <> ALL(%s)",
-            sorted(known),
-        ):
-            await self._local.query("SELECT pg_drop_replication_slot(%s)", row["slot_name"])
-            log.info("dropped a stale slot", extra={"slot": row["slot_name"]})
+        """Drop slots of instances that are no more; they would keep WAL for ever.
+
+        And renew invalidated ones: see retention.py.
+        """
+        await self.retention.see_to()
 
     # --- standby ------------------------------------------------------------------------------
 
@@ -252,7 +254,7 @@ class Duties:
     async def _row(self) -> Row | None:
         """This instance's row as its own copy of repmgr's table has it; None where it has none."""
         try:
-            rows = await self._repmgr_database.query(
+            rows = await self.repmgr_database.query(
                 "SELECT type, active, conninfo, upstream_node_id FROM repmgr.nodes"
                 " WHERE node_id = %s",
                 names.node_id(self._me),

@@ -1,100 +1,112 @@
 """The fence: a primary that may no longer write is stopped, whatever else hangs.
 
-A thread of its own, because the event loop may be blocked or the whole process may have been
-frozen: its first act on waking is to look at the clock, and it needs neither the loop nor the
-API to stop the postmaster.
+What does the stopping is a process of its own (guard.py): the agent may be blocked, or stopped by a
+signal. This is the agent's end of it.
 """
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import logging
 import os
-import signal
-import threading
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
+from pgcluster.api import names
+from pgcluster.api.errors import FatalError
+from pgcluster.node import guard
+
 log = logging.getLogger(__name__)
 
-_LOOK_EVERY_S = 0.1
-# An immediate shutdown takes milliseconds; what is left after this is killed.
-_KILL_AFTER_S = 1.0
+_STOP_S = 2.0
 
 
-class Fence(threading.Thread):
-    """Watches a deadline and stops the postmaster when it has passed.
+class Fence:
+    """Has postgres killed at a deadline.
 
-    `arm(pid, deadline)` before an instance becomes primary, `extend(deadline)` at each renewal,
-    `disarm()` when it is a standby or is stopped. `fenced` is set once it has struck.
+    `arm(deadline)` before an instance becomes primary, `extend(deadline)` at each renewal,
+    `disarm()` when it is a standby or is stopped. Deadlines are of the clock `now_s`.
     """
 
-    def __init__(self, now_s: Callable[[], float], standby_signal: Path) -> None:
-        super().__init__(name="fence", daemon=True)
+    def __init__(
+        self,
+        now_s: Callable[[], float],
+        pgdata: Path,
+        lease_file: Path = Path(names.LEASE_FILE),
+    ) -> None:
         self._now_s = now_s
-        self._standby_signal = standby_signal
-        self._guard = threading.Lock()
-        self._target: tuple[int, float] | None = None
-        self._struck_s: float | None = None
-        self._ended = threading.Event()
+        self._pgdata = pgdata
+        self._lease_file = lease_file
+        self._until_s: float | None = None
+        self._process: asyncio.subprocess.Process | None = None
+        self._watch: asyncio.Task[None] | None = None
 
-    def arm(self, postmaster: int, deadline_s: float) -> None:
-        """Let the postmaster live until `deadline_s`."""
-        with self._guard:
-            if self._struck_s is None:
-                self._target = (postmaster, deadline_s)
+    async def start(self) -> None:
+        """Have the guard run, and again whenever it ends."""
+        self._lease_file.touch(mode=0o600)
+        os.truncate(self._lease_file, guard.WORD)
+        await self._spawn()
+        self._watch = asyncio.create_task(self._keep(), name="guard")
+
+    async def stop(self) -> None:
+        """End the guard; what is armed then is struck."""
+        if self._watch is not None:
+            self._watch.cancel()
+            await asyncio.gather(self._watch, return_exceptions=True)
+        process = self._process
+        if process is None or process.stdin is None or process.returncode is not None:
+            return
+        process.stdin.close()
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(_STOP_S):
+                await process.wait()
+        if process.returncode is None:
+            process.kill()
+            await process.wait()
+
+    def arm(self, deadline_s: float) -> None:
+        """Let postgres live until then; FatalError where there is no guard to see to it."""
+        if self._process is None or self._process.returncode is not None:
+            raise FatalError("the guard does not run, so this instance must not be the primary")
+        self._until_s = deadline_s
+        self._tell()
 
     def extend(self, deadline_s: float) -> None:
-        """Let an armed postmaster live until `deadline_s`; nothing where none is armed."""
-        with self._guard:
-            if self._struck_s is None and self._target is not None:
-                self._target = (self._target[0], deadline_s)
+        """Let an armed postgres live until then; nothing where none is armed, or it is too late."""
+        if self._until_s is not None and not self.fenced:
+            self._until_s = deadline_s
+            self._tell()
 
     def disarm(self) -> None:
         """There is no primary here to be stopped."""
-        with self._guard:
-            self._target = None
-            self._struck_s = None
+        if self._until_s is not None:
+            self._until_s = None
+            self._tell()
 
     @property
     def fenced(self) -> bool:
-        """Whether the fence has struck."""
-        with self._guard:
-            return self._struck_s is not None
+        """Whether the deadline has passed, so that the guard has struck."""
+        return self._until_s is not None and self._now_s() >= self._until_s
 
-    def stop(self) -> None:
-        """End the thread."""
-        self._ended.set()
+    def _tell(self) -> None:
+        process = self._process
+        if process is not None and process.stdin is not None:
+            line = "off" if self._until_s is None else f"until {self._until_s!r}"
+            process.stdin.write(f"{line}\n".encode())
 
-    def run(self) -> None:
-        """Look at the clock ten times a second."""
-        while not self._ended.wait(_LOOK_EVERY_S):
-            self.look()
+    async def _spawn(self) -> None:
+        self._process = await asyncio.create_subprocess_exec(
+            *(sys.executable, "-I", "-S", guard.__file__, str(self._pgdata), str(self._lease_file)),
+            stdin=asyncio.subprocess.PIPE,
+            # A signal to the agent's group must not reach it.
+            process_group=0,
+        )
+        self._tell()
 
-    def look(self) -> None:
-        """One look: strike where the deadline has passed, harder where that was a while ago."""
-        with self._guard:
-            if self._target is None:
-                return
-            postmaster, deadline_s = self._target
-            now_s = self._now_s()
-            if now_s < deadline_s:
-                return
-            first = self._struck_s is None
-            if first:
-                self._struck_s = now_s
-            hard = self._struck_s is not None and now_s - self._struck_s > _KILL_AFTER_S
-        if first:
-            # Before anything else, so that no later start can make it a primary again.
-            with contextlib.suppress(OSError):
-                self._standby_signal.touch()
-            log.warning(
-                "fenced: the Lease was not renewed in time, stopping postgres at once",
-                extra={"late_s": round(now_s - deadline_s, 3)},
-            )
-        with contextlib.suppress(ProcessLookupError):
-            if first:
-                os.kill(postmaster, signal.SIGQUIT)
-            elif hard:
-                # SIGQUIT may go unheard by a stopped process; its children follow it by themselves.
-                os.kill(postmaster, signal.SIGKILL)
+    async def _keep(self) -> None:
+        while self._process is not None:
+            status = await self._process.wait()
+            log.error("the guard ended: starting another", extra={"status": status})
+            await self._spawn()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 from collections.abc import Mapping
 from pathlib import Path
@@ -43,20 +44,35 @@ def read_secret(folder: str, key: str, *, directory: Path = Path(names.SECRETS_D
         raise RetryError(f"Secret {folder}/{key} is not mounted: {error.strerror}") from error
 
 
-def write_all(config: ClusterConfig, instance: str) -> bool:
-    """Write every configuration file; True where postgres should reload."""
+def write_all(config: ClusterConfig, instance: str, *, synchronous: str) -> bool:
+    """Write every configuration file; True where postgres should reload.
+
+    `synchronous` is what the instance's commits wait for when it is the primary.
+    """
     reload_ = False
+    settings = render_postgres.postgresql_conf(config, instance=instance, synchronous=synchronous)
     for path, content in (
-        (names.POSTGRESQL_CONF, render_postgres.postgresql_conf(config, instance=instance)),
+        (names.POSTGRESQL_CONF, settings),
         (names.PG_HBA_CONF, render_postgres.pg_hba_conf(config)),
         (names.PG_IDENT_CONF, ""),
     ):
         reload_ |= write_atomically(Path(path), content)
-    write_atomically(Path(names.REPMGR_CONF), render_repmgr.repmgr_conf(config, instance=instance))
     write_atomically(
         Path(names.PASSFILE), render_repmgr.passfile(read_secret("repmgr", "password"))
     )
     return reload_
+
+
+def write_repmgr(config: ClusterConfig, instance: str) -> bool:
+    """Write repmgr.conf; True where repmgrd should read it again."""
+    content = render_repmgr.repmgr_conf(config, instance=instance)
+    return write_atomically(Path(names.REPMGR_CONF), content)
+
+
+def leave_word(container: str, path: Path = Path(names.TERMINATION_LOG)) -> None:
+    """Have the kubelet say `container` once this very container has ended, however it does."""
+    with contextlib.suppress(OSError):
+        path.write_text(container)
 
 
 def write_hosts(config: ClusterConfig, addresses: Mapping[str, str]) -> bool:

@@ -1,8 +1,8 @@
-"""The agent's HTTP port: probes for the kubelet, metrics, and status for the other agents."""
+"""The agent's HTTP port: probes for the kubelet, and metrics. What peers ask is in peers.py."""
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable
 
 from aiohttp import web
 from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, generate_latest
@@ -14,7 +14,6 @@ async def serve(
     *,
     alive: Callable[[], bool],
     ready: Callable[[], tuple[bool, str]],
-    status: Callable[[], Awaitable[str]],
     registry: CollectorRegistry,
 ) -> web.AppRunner:
     """Listen on the agent's port; the caller cleans the runner up."""
@@ -26,9 +25,6 @@ async def serve(
         is_ready, reason = ready()
         return web.Response(status=200 if is_ready else 503, text=reason + "\n")
 
-    async def show_status(_: web.Request) -> web.Response:
-        return web.Response(text=await status(), content_type="application/json")
-
     async def metrics(_: web.Request) -> web.Response:
         return web.Response(
             body=generate_latest(registry), headers={"Content-Type": CONTENT_TYPE_LATEST}
@@ -39,7 +35,6 @@ async def serve(
         [
             web.get("/livez", livez),
             web.get("/readyz", readyz),
-            web.get("/status", show_status),
             web.get("/metrics", metrics),
         ]
     )

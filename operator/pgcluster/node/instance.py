@@ -6,29 +6,38 @@ import asyncio
 import logging
 import os
 import signal
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from pathlib import Path
 
 from prometheus_client import CollectorRegistry
 
 from pgcluster import __version__
+from pgcluster.api import names
 from pgcluster.api.config import ClusterConfig, LeaseConfig
 from pgcluster.api.errors import RetryError
 from pgcluster.api.reports import InstanceReport, InstanceState
 from pgcluster.api.wal import WalPoint
 from pgcluster.clock import monotonic_s, utc_now
 from pgcluster.kube.client import KubeClient
+from pgcluster.node import files
 from pgcluster.node.duties import Duties
 from pgcluster.node.events import Events
 from pgcluster.node.lease import LeaseKeeper
 from pgcluster.node.members import Members
+from pgcluster.node.peers import Credentials, Peers
 from pgcluster.node.poolers import Poolers
 from pgcluster.node.processes import Child
 from pgcluster.node.promotion import Promotion
+from pgcluster.node.repmgrd import Repmgrd
 from pgcluster.node.server import Server
 from pgcluster.node.settings import Settings
+from pgcluster.node.space import Space, coarse_percent
 from pgcluster.node.standing import Standing
+from pgcluster.node.synchronous import Synchronous
+from pgcluster.postgres.control import ControlData
 from pgcluster.postgres.local import Observation
 from pgcluster.topology.election import Candidate
+from pgcluster.topology.lease import Mark
 
 log = logging.getLogger(__name__)
 
@@ -57,6 +66,7 @@ class Instance:
         self.registry = CollectorRegistry()
         self.server = Server(lambda: self.config, self.me, ended=wake)
         self.repmgrd = Child("repmgrd", ended=wake)
+        self.synchronous = Synchronous(self.me)
         self.lease = LeaseKeeper(
             client,
             cluster=settings.cluster,
@@ -64,11 +74,17 @@ class Instance:
             me=self.me,
             timing=self._timing,
             mark=self._mark,
+            quorums=lambda: self.synchronous.quorums(self.config),
+            container=settings.container,
+            failsafe=lambda record: self.members.acknowledge(record, self.config.instances),
             renewed=self.server.fence.extend,
             changed=wake,
         )
+        self.credentials = Credentials(names.peer_name(settings.cluster, settings.namespace))
+        self.peers = Peers(self.credentials)
         self.members = Members(
             client,
+            self.peers,
             cluster=settings.cluster,
             namespace=settings.namespace,
             me=self.me,
@@ -81,6 +97,13 @@ class Instance:
             lambda: self.config,
             me=self.me,
             address=settings.pod_ip,
+            registry=self.registry,
+        )
+        self.space = Space(
+            self._volumes,
+            running=lambda: self.server.running,
+            reload=self.server.reload,
+            registry=self.registry,
         )
         self.promotion = Promotion(
             me=self.me,
@@ -91,6 +114,9 @@ class Instance:
             standing=self.standing,
             leaving=leaving,
         )
+        self.repmgrd_watch = Repmgrd(
+            self.repmgrd, self.duties.repmgr_database, epoch=lambda: self.lease.epoch
+        )
         self.events = Events(client, self.me, self.registry)
         self.poolers = Poolers(
             client, self.server.local, cluster=settings.cluster, namespace=settings.namespace
@@ -99,6 +125,8 @@ class Instance:
         self.rewind_failed = False
         # The history here has parted from the cluster's.
         self.must_rejoin = False
+        # Why this standby could not go on from where it was, until it streams again.
+        self.lost_wal: str | None = None
         # `repmgr node rejoin` runs and will ask for a start.
         self.rejoining = False
         # postgres was in service, and nobody has asked it to stop.
@@ -107,26 +135,46 @@ class Instance:
         self.hands_off_until_s = 0.0
         # The end of WAL that a clean stop of this primary has left.
         self.final_point: WalPoint | None = None
+        # Its recovery took too long once, and nobody else took over.
+        self.recovers_alone = False
 
     # --- what others ask ----------------------------------------------------------------------
 
     def report(self) -> InstanceReport:
         """This instance as it is now."""
-        return self.standing.report(
+        told = self.standing.report(
             self.me, maximum_lag_bytes=self.config.failover.maximum_lag_bytes, version=__version__
+        )
+        ready, why = self.ready()
+        slots = self.duties.retention.findings
+        return told.model_copy(
+            update={
+                "ready": told.ready and ready,
+                "reason": why if told.ready and not ready else told.reason,
+                "disk_used_percent": coarse_percent(self.space.seen),
+                "disk_full": self.space.full is not None,
+                "lost_wal": self.lost_wal,
+                "lost_standbys": slots.lost,
+                "retained_wal_bytes": dict(slots.retained),
+            }
         )
 
     def ready(self) -> tuple[bool, str]:
         """Whether this instance is in its role, and why (not)."""
         if self.leaving():
             return False, "shutting down"
-        return self.standing.ready(self.config.failover.maximum_lag_bytes)
+        ready, why = self.standing.ready(self.config.failover.maximum_lag_bytes)
+        if ready and self.space.full is not None and not self.standing.primary:
+            # It falls down again and again as it receives; readers are not to fall with it.
+            return False, f"volume {self.space.full} is full"
+        return ready, why
 
     def candidate(self) -> Candidate:
         """This instance as the other agents' elections see it."""
         return Candidate(
             self.standing.system_identifier,
             self.standing.point,
+            exact=self.standing.exact,
             barred=self.leaving()
             or self.must_rejoin
             or self.standing.state in ("cloning", "rewinding", "refused", "fenced"),
@@ -144,6 +192,7 @@ class Instance:
         self.standing.see(observed)
         self.standing.holding = self.lease.holding()
         self.final_point = None
+        self.recovers_alone = False
         self.in_service = True
         self.duties.forget()
         self.say("running", "postgres runs")
@@ -158,8 +207,7 @@ class Instance:
             await self.server.checkpoint()
         await self.duties.close()
         await self.server.stop()
-        self.standing.control = await self.server.control()
-        self.standing.observed = None
+        self.rest(await self.server.control())
         if was_primary and self.standing.control is not None:
             self.final_point = self.standing.control.point
 
@@ -168,13 +216,32 @@ class Instance:
         self.in_service = False
         await self.duties.close()
         await self.server.stop(fast=False)
-        self.standing.observed = None
+        self.rest(await self.server.control())
+
+    def rest(self, control: ControlData | None) -> None:
+        """postgres does not run: take note of its data directory."""
+        self.standing.rest(control)
+        self.synchronous.stopped()
+
+    def write_configuration(self) -> bool:
+        """Write every configuration file, and have repmgrd read its own again.
+
+        True where postgres should reload.
+        """
+        if files.write_repmgr(self.config, self.me):
+            self.repmgrd.signal(signal.SIGHUP)
+        setting = self.synchronous.setting(self.config)
+        return files.write_all(self.config, self.me, synchronous=setting)
 
     async def keep_repmgrd(self) -> None:
-        """Have repmgrd run."""
+        """Have repmgrd run, and do its work."""
         if not self.repmgrd.running:
             await self.repmgrd.start(self.duties.repmgr.daemon(), env=os.environ)
+        if trouble := await self.repmgrd_watch.see_to():
+            note = f"{self.me}: repmgrd hung ({trouble}) and was started anew"
+            self.events.post(self.config, "RepmgrdHung", note, normal=False)
         self.standing.repmgrd = self.repmgrd.running
+        self.standing.repmgrd_paused = self.repmgrd_watch.paused
 
     async def stop_repmgrd(self) -> None:
         """Have repmgrd not run."""
@@ -205,14 +272,18 @@ class Instance:
             self.promotion.note_config(sent_at)
         return written
 
+    def _volumes(self) -> Mapping[str, Path]:
+        wal = {"wal": Path(names.WAL_VOLUME)} if self.config.wal_volume else {}
+        return {"data": Path(names.VOLUME), **wal}
+
     def _timing(self) -> LeaseConfig:
         return self.config.failover.lease
 
-    def _mark(self) -> tuple[str | None, WalPoint | None]:
+    def _mark(self) -> Mark:
         """What the Lease's holder writes into it: only what a primary can vouch for."""
         standing = self.standing
         if self.final_point is not None:
-            return standing.system_identifier, self.final_point
+            return Mark(standing.system_identifier, self.final_point, final=True)
         if standing.observed is not None and not standing.observed.in_recovery:
-            return standing.system_identifier, standing.point
-        return standing.system_identifier, None
+            return Mark(standing.system_identifier, standing.point)
+        return Mark(standing.system_identifier, None)

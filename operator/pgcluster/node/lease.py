@@ -3,13 +3,21 @@
 The decisions are elsewhere (topology/lease.py, node/gate.py); this shell talks to the API server
 and keeps two facts honest: what the Lease was last seen to be, and until when this instance may
 write. The latter counts from before the request that renewed it was sent.
+
+Failsafe: while the API cannot be had, a primary goes on as long as every other instance's agent
+acknowledges it directly. Each acknowledgement is a promise: who gives it counts the Lease as just
+changed, and so does not take it for its whole duration. One that cannot be reached might be taking
+it this very moment, so all must answer. Source: Patroni, "DCS Failsafe Mode".
 """
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable, Iterable, Mapping
+from dataclasses import replace
+from types import MappingProxyType
 from typing import Any
 
 from pgcluster.api import names
@@ -20,19 +28,23 @@ from pgcluster.clock import monotonic_s, utc_now
 from pgcluster.kube.client import KubeClient
 from pgcluster.kube.errors import Conflict
 from pgcluster.kube.resources import LEASES
-from pgcluster.topology.lease import LeaseRecord, LeaseView
+from pgcluster.topology import quorum
+from pgcluster.topology.lease import LeaseRecord, LeaseView, Mark
+from pgcluster.topology.quorum import Quorum
 
 log = logging.getLogger(__name__)
 
-# Kubernetes has whole seconds only in leaseDurationSeconds; the exact value is in the config.
 _MIN_REQUEST_S = 0.5
+# A renewal that has no answer by then may get none: the other instances are asked meanwhile.
+_FAILSAFE_AFTER_S = 0.7
 
 
 class LeaseKeeper:
     """The Lease of one cluster as this instance sees it and holds it.
 
-    `changed` is set whenever its holder changed. `mark` supplies what the holder writes
-    into the annotations: (system identifier, WAL point), either may be None.
+    `changed` is set whenever its holder changed. `mark` supplies what the holder writes into the
+    annotations, `quorums` what its commits may rest on, `container` its container's word.
+    `failsafe` asks every other instance to acknowledge the record of this holder.
     """
 
     def __init__(
@@ -43,7 +55,10 @@ class LeaseKeeper:
         namespace: str,
         me: str,
         timing: Callable[[], LeaseConfig],
-        mark: Callable[[], tuple[str | None, WalPoint | None]],
+        mark: Callable[[], Mark],
+        quorums: Callable[[], Iterable[Quorum]],
+        container: str,
+        failsafe: Callable[[LeaseRecord], Awaitable[bool]],
         renewed: Callable[[float], None],
         changed: asyncio.Event,
     ) -> None:
@@ -53,13 +68,27 @@ class LeaseKeeper:
         self._me = me
         self._timing = timing
         self._mark = mark
+        self._quorums = quorums
+        self._container = container
+        self._failsafe = failsafe
         self._renewed = renewed
         self._manifest: dict[str, Any] | None = None
         self._view: LeaseView | None = None
+        # What was known of a Lease that has been deleted.
+        self._former: LeaseView | None = None
         self._valid_until_s: float | None = None
         # One writer at a time: a renewal and a release must not overtake each other.
         self._writing = asyncio.Lock()
+        # While it is being taken nobody else's holding is acknowledged.
+        self._taking = False
+        # (holder, until when): as long as this lasts, nobody here takes the Lease from that holder.
+        self._promise: tuple[str, float] | None = None
+        self._soon = asyncio.Event()
         self._changed = changed
+        # Whether it was taken from a holder that had not given it up.
+        self.taken_over = False
+        # Since when every other instance's word stands in for the API server's.
+        self.failsafe_since_s: float | None = None
 
     @property
     def view(self) -> LeaseView | None:
@@ -94,38 +123,126 @@ class LeaseKeeper:
         """Renew for ever while this instance holds the Lease."""
         while True:
             timing = self._timing()
+            self._soon.clear()
             if self._valid_until_s is not None:
                 await self._renew(timing)
-            await asyncio.sleep(timing.renew_interval_s)
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(timing.renew_interval_s):
+                    await self._soon.wait()
 
-    async def take(self) -> bool:
+    def renew_soon(self) -> None:
+        """Write what has changed (mark, quorums) now, and not at the next renewal."""
+        self._soon.set()
+
+    async def take(self, *, ended: str | None = None, accepted: WalPoint | None = None) -> bool:
         """Take the Lease, or renew it where it is ours already; False where that did not work.
 
-        The caller has decided that it may. A stale view does no harm: the write carries the
-        version that was looked at.
+        The caller has decided that it may: it is free, or its holder's container `ended`. A stale
+        view does no harm: the write carries the version that was looked at. `accepted` is the mark
+        from now on, where a person has accepted that what is beyond it is lost.
         """
         async with self._writing:
-            manifest = await self._read()
-            if manifest is None:
-                return False
-            view = self._view
-            record = self._parse(manifest)
-            if view is None or (record.holder != self._me and not view.free(monotonic_s())):
-                return False
-            sent_s = monotonic_s()
             try:
-                written = await self._write(manifest, holder=self._me)
+                return await self._take(ended, accepted)
             except PgClusterError as error:
                 log.info("the Lease was not taken: %s", error)
                 return False
-            self._hold(written, sent_s)
-            log.info("took the Lease", extra={"epoch": self.epoch})
-            return True
+            finally:
+                self._taking = False
 
-    async def release(self) -> bool:
+    async def _take(self, ended: str | None, accepted: WalPoint | None) -> bool:
+        manifest = await self._read()
+        if manifest is None:
+            return False
+        # From here to the answer, so that no promise is given in between.
+        self._taking = True
+        record = self._parse(manifest)
+        if not self._may_take(record, ended):
+            return False
+        self.taken_over = record.holder not in ("", self._me)
+        lowered = _mark_annotations(accepted)
+        if accepted is not None and record.mark.point is not None:
+            # What is given up has used its timeline.
+            used = max(record.reserved, record.mark.point.timeline)
+            lowered[names.ANNOTATION_RESERVED] = str(used)
+        sent_s = monotonic_s()
+        self._hold(await self._write(manifest, holder=self._me, more=lowered), sent_s)
+        log.info("took the Lease", extra={"epoch": self.epoch})
+        return True
+
+    def _may_take(self, record: LeaseRecord, ended: str | None) -> bool:
+        view, now_s = self._view, monotonic_s()
+        if view is None:
+            return False
+        if ended is not None and record.container == ended:
+            return True
+        if self._promise is not None:
+            holder, until_s = self._promise
+            gave_up = not record.holder and record.last_holder == holder
+            if now_s < until_s and not gave_up:
+                return False
+        return record.holder == self._me or view.free(now_s)
+
+    async def reserve(self, timeline: int) -> int | None:
+        """As the holder, put on record which timeline the promotion of this instance, which is on
+        `timeline`, begins; None where that did not work.
+
+        PostgreSQL takes the next number that it does not know to be in use. A primary that was lost
+        right after its promotion has used that one too, and two histories of one number are told
+        apart by nobody: not by pg_rewind, nor by a standby. So each promotion has its own.
+        """
+        async with self._writing:
+            for _ in range(2):
+                try:
+                    manifest = await self._read()
+                    if manifest is None or self._valid_until_s is None:
+                        return None
+                    record = self._parse(manifest)
+                    known = record.mark.point.timeline if record.mark.point else 0
+                    number = max(record.reserved, known, timeline) + 1
+                    sent_s = monotonic_s()
+                    written = await self._write(
+                        manifest,
+                        holder=self._me,
+                        more={names.ANNOTATION_RESERVED: str(number)},
+                    )
+                except Conflict:
+                    continue
+                except PgClusterError as error:
+                    log.warning("the timeline of the promotion was not recorded: %s", error)
+                    return None
+                self._hold(written, sent_s)
+                return number
+        return None
+
+    def acknowledge(self, record: LeaseRecord) -> str | None:
+        """Promise not to take the Lease from this holder for its duration; else why not.
+
+        Called for a holder that the API server does not hear.
+        """
+        if self._valid_until_s is not None or self._taking:
+            return f"{self._me} holds the Lease, or is taking it"
+        view = self._view
+        if view is not None:
+            known = view.record
+            if known.epoch > record.epoch or (
+                known.epoch == record.epoch and known.holder != record.holder
+            ):
+                return f"{known.holder or 'nobody'} holds the Lease in epoch {known.epoch}"
+        now_s = monotonic_s()
+        self._promise = (record.holder, now_s + record.duration_s)
+        if view is None or view.record.epoch < record.epoch:
+            # This agent has missed the change, or has just started, and cannot ask the API.
+            self._view = LeaseView(record, now_s)
+            self._changed.set()
+        else:
+            self._view = view.acknowledged(now_s)
+        return None
+
+    async def release(self, *, handover: bool = False) -> bool:
         """Give the Lease up, with the final mark; False where the API did not hear of it.
 
-        To be called only when postgres no longer writes.
+        To be called only when postgres no longer writes. `handover`: a successor was chosen.
         """
         async with self._writing:
             if self._valid_until_s is None:
@@ -136,7 +253,7 @@ class LeaseKeeper:
                     manifest = await self._read()
                     if manifest is None or self._parse(manifest).holder != self._me:
                         return True
-                    self._see(await self._write(manifest, holder=""))
+                    self._see(await self._write(manifest, holder="", handover=handover))
                 except PgClusterError as error:
                     log.warning("the Lease was not released: %s", error)
                     await asyncio.sleep(0.2)
@@ -154,20 +271,74 @@ class LeaseKeeper:
         async with self._writing:
             if self._valid_until_s is None:
                 return
-            sent_s = monotonic_s()
-            try:
-                async with asyncio.timeout(max(_MIN_REQUEST_S, timing.renew_deadline_s / 2)):
-                    if self._manifest is None:
-                        await self._read()
-                    if self._manifest is not None:
-                        written = await self._write(self._manifest, holder=self._me)
+            # A conflict is somebody else's write, or one of ours whose answer was lost: the second
+            # attempt knows which.
+            for _ in range(2):
+                sent_s = monotonic_s()
+                request = asyncio.create_task(self._request_renewal(), name="renewal")
+                try:
+                    await self._answered(request, timing)
+                    if (written := request.result()) is not None:
                         self._hold(written, sent_s)
-            except Conflict:
-                # Somebody wrote in between: look who, and go on only if it is still ours.
-                await self._look_again()
-            except (PgClusterError, TimeoutError) as error:
-                log.warning("the Lease was not renewed: %s", error or "no answer in time")
-                self._manifest = None
+                        self._end_failsafe()
+                except Conflict:
+                    await self._look_again()
+                    if self._valid_until_s is not None:
+                        continue
+                except (PgClusterError, TimeoutError) as error:
+                    log.warning("the Lease was not renewed: %s", error or "no answer in time")
+                    self._manifest = None
+                    await self._ask_failsafe()
+                finally:
+                    request.cancel()
+                return
+
+    async def _answered(
+        self, request: asyncio.Task[dict[str, Any] | None], timing: LeaseConfig
+    ) -> None:
+        """Wait for a renewal, and see to the failsafe where its answer is late; TimeoutError."""
+        deadline_s = max(_MIN_REQUEST_S, timing.renew_deadline_s / 2)
+        patience_s = min(_FAILSAFE_AFTER_S, deadline_s)
+        await asyncio.wait({request}, timeout=patience_s)
+        if request.done():
+            return
+        await self._ask_failsafe()
+        await asyncio.wait({request}, timeout=deadline_s - patience_s)
+        if not request.done():
+            raise TimeoutError
+
+    async def _request_renewal(self) -> dict[str, Any] | None:
+        if self._manifest is None:
+            await self._read()
+        if self._manifest is None or self._valid_until_s is None:
+            return None
+        return await self._write(self._manifest, holder=self._me)
+
+    async def _ask_failsafe(self) -> None:
+        view = self._view or self._former
+        if view is None or self._valid_until_s is None:
+            return
+        sent_s = monotonic_s()
+        mark = self._mark()
+        record = replace(
+            view.record,
+            holder=self._me,
+            mark=mark if mark.point is not None else view.record.mark,
+            quorums=tuple(self._quorums()),
+        )
+        if not await self._failsafe(record) or self._valid_until_s is None:
+            return
+        if self.failsafe_since_s is None:
+            self.failsafe_since_s = sent_s
+            log.warning("the API server does not answer; every other instance acknowledges us")
+        self._valid_until_s = sent_s + self._timing().renew_deadline_s
+        self._renewed(self._valid_until_s)
+
+    def _end_failsafe(self) -> None:
+        if self.failsafe_since_s is not None:
+            lasted_s = monotonic_s() - self.failsafe_since_s
+            log.info("the API server answers again", extra={"after_s": round(lasted_s, 1)})
+            self.failsafe_since_s = None
 
     async def _look_again(self) -> None:
         try:
@@ -175,8 +346,7 @@ class LeaseKeeper:
         except PgClusterError as error:
             log.warning("the Lease was not read: %s", error)
             return
-        if manifest is not None and self._parse(manifest).holder != self._me:
-            log.warning("the Lease was lost to %s", self._parse(manifest).holder or "nobody")
+        if manifest is not None and self._valid_until_s is None:
             self.drop()
 
     async def _read(self) -> dict[str, Any] | None:
@@ -184,46 +354,68 @@ class LeaseKeeper:
         self._see(manifest)
         return manifest
 
-    async def _write(self, manifest: dict[str, Any], *, holder: str) -> dict[str, Any]:
+    async def _write(
+        self,
+        manifest: dict[str, Any],
+        *,
+        holder: str,
+        handover: bool = False,
+        more: Mapping[str, str] = MappingProxyType({}),
+    ) -> dict[str, Any]:
         timing = self._timing()
         spec = dict(manifest.get("spec") or {})
         metadata = dict(manifest["metadata"])
-        system_identifier, point = self._mark()
-        annotations = dict(metadata.get("annotations") or {})
-        if system_identifier is not None:
-            annotations[names.ANNOTATION_SYSTEM_ID] = system_identifier
-        if point is not None:
-            annotations[names.ANNOTATION_TIMELINE] = str(point.timeline)
-            annotations[names.ANNOTATION_WAL_POSITION] = str(point.lsn)
-        if holder and holder != (spec.get("holderIdentity") or ""):
+        before = spec.get("holderIdentity") or ""
+        spec["holderIdentity"] = holder
+        if holder and holder != before:
             spec["leaseTransitions"] = int(spec.get("leaseTransitions") or 0) + 1
             spec["acquireTime"] = utc_now()
-        # The API refuses an empty holderIdentity together with no other field only in old
-        # versions; client-go releases in the same way.
-        spec["holderIdentity"] = holder
+        # Whole seconds are what Kubernetes has there; the exact value is in the configuration.
         spec["leaseDurationSeconds"] = max(1, round(timing.duration_s))
         spec["renewTime"] = utc_now()
-        metadata["annotations"] = annotations
+        metadata["annotations"] = {
+            **(metadata.get("annotations") or {}),
+            **self._annotations(),
+            names.ANNOTATION_HANDOVER: str(handover).lower(),
+            **more,
+        }
+        if not holder:
+            metadata["annotations"][names.ANNOTATION_LAST_HOLDER] = before
         return await self._client.replace(LEASES, {**manifest, "metadata": metadata, "spec": spec})
+
+    def _annotations(self) -> dict[str, str]:
+        mark = self._mark()
+        made = {
+            names.ANNOTATION_FINAL: str(mark.final).lower(),
+            names.ANNOTATION_SYNCHRONOUS: quorum.dump(self._quorums()),
+            names.ANNOTATION_CONTAINER: self._container,
+        }
+        if mark.system_identifier is not None:
+            made[names.ANNOTATION_SYSTEM_ID] = mark.system_identifier
+        return made | _mark_annotations(mark.point)
 
     def _hold(self, written: dict[str, Any], sent_s: float) -> None:
         self._valid_until_s = sent_s + self._timing().renew_deadline_s
         self._see(written)
+        self._promise = None
         self._renewed(self._valid_until_s)
 
     def _see(self, manifest: dict[str, Any] | None) -> None:
         if manifest is None:
+            self._former = self._view or self._former
             self._manifest, self._view = None, None
             self._changed.set()
             return
         if self._manifest is not None and _older(manifest, self._manifest):
             return
-        before = self._view
+        before = self._view or self._former
         self._manifest = manifest
         record = self._parse(manifest)
         now_s = monotonic_s()
         self._view = LeaseView(record, now_s) if before is None else before.next(record, now_s)
-        if self._valid_until_s is not None and record.holder != self._me:
+        # Deleted and made again while this instance holds it: the next renewal takes it back.
+        remade = before is not None and record.uid != before.record.uid
+        if self._valid_until_s is not None and record.holder != self._me and not remade:
             log.warning("the Lease was lost to %s", record.holder or "nobody")
             self._valid_until_s = None
         if before is None or before.record.holder != record.holder:
@@ -231,6 +423,15 @@ class LeaseKeeper:
 
     def _parse(self, manifest: dict[str, Any]) -> LeaseRecord:
         return LeaseRecord.parse(manifest, default_duration_s=self._timing().duration_s)
+
+
+def _mark_annotations(point: WalPoint | None) -> dict[str, str]:
+    if point is None:
+        return {}
+    return {
+        names.ANNOTATION_TIMELINE: str(point.timeline),
+        names.ANNOTATION_WAL_POSITION: str(point.lsn),
+    }
 
 
 def _older(candidate: dict[str, Any], current: dict[str, Any]) -> bool:

@@ -3,24 +3,26 @@
 from __future__ import annotations
 
 import asyncio
-import json
 import logging
 from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
-import aiohttp
-
 from pgcluster.api import names
+from pgcluster.api.errors import RetryError
 from pgcluster.api.reports import InstanceReport
 from pgcluster.api.wal import Lsn, WalPoint
 from pgcluster.kube.client import KubeClient
 from pgcluster.kube.resources import PODS
+from pgcluster.node.peers import Peers
+from pgcluster.topology import pods, quorum
 from pgcluster.topology.election import Candidate
+from pgcluster.topology.lease import LeaseRecord, Mark
 from pgcluster.topology.pods import reads, report_of
 
 log = logging.getLogger(__name__)
 
-_ASK_DEADLINE_S = 1.0
+_ASK_S = 0.5
+_FAILSAFE_S = 1.0
 
 
 class Members:
@@ -32,6 +34,7 @@ class Members:
     def __init__(
         self,
         client: KubeClient,
+        peers: Peers,
         *,
         cluster: str,
         namespace: str,
@@ -39,11 +42,14 @@ class Members:
         changed: asyncio.Event,
     ) -> None:
         self._client = client
+        self._peers = peers
         self._cluster = cluster
         self._namespace = namespace
         self._me = me
         self._pods: dict[str, dict[str, Any]] = {}
         self._watches: dict[str, asyncio.Task[None]] = {}
+        # Addresses by another agent's word, of pods that the API has not shown.
+        self._told: dict[str, str] = {}
         self._changed = changed
 
     def follow(self, instances: int) -> None:
@@ -57,11 +63,12 @@ class Members:
 
     def addresses(self) -> dict[str, str]:
         """Pod name → address of each instance that has one."""
-        return {
+        seen = {
             pod: address
             for pod, manifest in self._pods.items()
             if (address := (manifest.get("status") or {}).get("podIP"))
         }
+        return {**self._told, **seen}
 
     def reports(self) -> dict[str, InstanceReport]:
         """What each instance last reported on its pod."""
@@ -93,20 +100,60 @@ class Members:
         manifest = self._pods.get(pod)
         return manifest is not None and "deletionTimestamp" in manifest["metadata"]
 
-    async def candidates(self) -> dict[str, Candidate]:
-        """Ask every other instance's agent what it has; whoever does not answer is absent."""
-        others = {pod: ip for pod, ip in self.addresses().items() if pod != self._me}
-        async with aiohttp.ClientSession(
-            timeout=aiohttp.ClientTimeout(total=_ASK_DEADLINE_S)
-        ) as session:
-            answers = await asyncio.gather(
-                *(_ask(session, ip) for ip in others.values()), return_exceptions=True
-            )
+    def ended(self, pod: str, container: str, *, for_good: bool) -> bool:
+        """Whether a container is known to have ended (topology/pods.py says what that takes)."""
+        manifest = self._pods.get(pod)
+        return manifest is not None and pods.ended(manifest, container, for_good=for_good)
+
+    async def candidates(self, *, without: str = "") -> dict[str, Candidate]:
+        """Ask every other instance's agent what it has; whoever does not answer is absent.
+
+        `without` is not asked: a lost node would only be waited for.
+        """
+        others = {pod: ip for pod, ip in self.addresses().items() if pod not in (self._me, without)}
+        answers = await asyncio.gather(*(self._ask(address) for address in others.values()))
         return {
-            pod: answer
-            for pod, answer in zip(others, answers, strict=True)
-            if isinstance(answer, Candidate)
+            pod: answer for pod, answer in zip(others, answers, strict=True) if answer is not None
         }
+
+    async def acknowledge(self, record: LeaseRecord, instances: int) -> bool:
+        """Ask every other instance to acknowledge this holder of the Lease; whether all do."""
+        wanted = {names.pod(self._cluster, n) for n in range(instances)} - {self._me}
+        addresses = self.addresses()
+        if unknown := wanted - addresses.keys():
+            log.warning("nobody knows where %s is, so it acknowledges nothing", min(unknown))
+            return False
+        document = failsafe_document(record)
+        document["addresses"] = addresses
+        answers = await asyncio.gather(
+            *(self._acknowledged(pod, addresses[pod], document) for pod in sorted(wanted))
+        )
+        return all(answers)
+
+    def learn(self, addresses: Mapping[str, str]) -> None:
+        """Where instances are by another agent's word, as long as the API has not told."""
+        for pod in self._watches.keys() - self._pods.keys():
+            if address := addresses.get(pod):
+                self._told[pod] = address
+
+    async def _ask(self, address: str) -> Candidate | None:
+        try:
+            return parse_candidate(await self._peers.ask(address, "/status", deadline_s=_ASK_S))
+        except (RetryError, ValueError) as error:
+            log.debug("no candidate: %s", error)
+            return None
+
+    async def _acknowledged(self, pod: str, address: str, document: Mapping[str, Any]) -> bool:
+        try:
+            answer = await self._peers.ask(
+                address, "/failsafe", body=document, deadline_s=_FAILSAFE_S
+            )
+        except RetryError as error:
+            log.warning("%s does not acknowledge this primary: %s", pod, error)
+            return False
+        if refusal := answer.get("refused"):
+            log.warning("%s does not acknowledge this primary: %s", pod, refusal)
+        return answer.get("refused") is None
 
     async def close(self) -> None:
         """Stop watching."""
@@ -124,6 +171,7 @@ class Members:
                 self._set(pod, None)
 
     def _set(self, pod: str, manifest: dict[str, Any] | None) -> None:
+        self._told.pop(pod, None)
         if manifest is None:
             self._pods.pop(pod, None)
         else:
@@ -131,29 +179,22 @@ class Members:
         self._changed.set()
 
 
-async def _ask(session: aiohttp.ClientSession, address: str) -> Candidate:
-    async with session.get(f"http://{address}:{names.PORT_AGENT}/status") as response:
-        response.raise_for_status()
-        return parse_candidate(await response.json())
-
-
 def candidate_document(
     candidate: Candidate, report: InstanceReport, extra: Mapping[str, Any]
-) -> str:
+) -> Mapping[str, Any]:
     """What an agent answers to `/status`."""
     point = candidate.point
-    return json.dumps(
-        {
-            "candidate": {
-                "systemIdentifier": candidate.system_identifier,
-                "timeline": point.timeline if point else None,
-                "lsn": str(point.lsn) if point else None,
-                "barred": candidate.barred,
-            },
-            "report": report.model_dump(mode="json"),
-            **extra,
-        }
-    )
+    return {
+        "candidate": {
+            "systemIdentifier": candidate.system_identifier,
+            "timeline": point.timeline if point else None,
+            "lsn": str(point.lsn) if point else None,
+            "barred": candidate.barred,
+            "exact": candidate.exact,
+        },
+        "report": report.model_dump(mode="json"),
+        **extra,
+    }
 
 
 def parse_candidate(document: Mapping[str, Any]) -> Candidate:
@@ -165,6 +206,41 @@ def parse_candidate(document: Mapping[str, Any]) -> Candidate:
         system_identifier=fields.get("systemIdentifier"),
         point=point,
         barred=bool(fields.get("barred")),
+        # An older agent, which does not tell, may have more than it says.
+        exact=bool(fields.get("exact")),
+    )
+
+
+def failsafe_document(record: LeaseRecord) -> dict[str, Any]:
+    """What a holder of the Lease tells the other agents while the API server is away."""
+    point = record.mark.point
+    return {
+        "holder": record.holder,
+        "epoch": record.epoch,
+        "durationSeconds": record.duration_s,
+        "systemIdentifier": record.mark.system_identifier,
+        "timeline": point.timeline if point else None,
+        "lsn": str(point.lsn) if point else None,
+        "synchronous": quorum.dump(record.quorums or ()),
+        "container": record.container,
+        "uid": record.uid,
+    }
+
+
+def parse_failsafe(document: Mapping[str, Any]) -> LeaseRecord:
+    """Read a holder's word; ValueError, TypeError or KeyError where it makes no sense."""
+    timeline, lsn = document.get("timeline"), document.get("lsn")
+    point = WalPoint(int(timeline), Lsn.parse(lsn)) if timeline and lsn else None
+    return LeaseRecord(
+        holder=str(document["holder"]),
+        epoch=int(document["epoch"]),
+        duration_s=float(document["durationSeconds"]),
+        renew_time="",
+        mark=Mark(document.get("systemIdentifier"), point),
+        quorums=quorum.parse(document.get("synchronous")),
+        container=document.get("container"),
+        uid=document.get("uid"),
+        last_holder=str(document["holder"]),
     )
 
 

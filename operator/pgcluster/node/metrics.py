@@ -20,12 +20,14 @@ class Metrics:
         self._timeline = gauge("timeline", "Timeline of this instance")
         self._position = gauge("wal_position_bytes", "WAL flushed (primary) or received (standby)")
         self._repmgrd = gauge("repmgrd_up", "1 while repmgrd runs")
+        self._paused = gauge("repmgrd_paused", "1 while repmgrd is paused")
 
     def observe(self, standing: Standing) -> None:
         """Set everything from what was just seen."""
         seen = standing.observed
         self._primary.set(standing.primary)
         self._repmgrd.set(standing.repmgrd)
+        self._paused.set(standing.repmgrd_paused)
         if seen is None:
             return
         self._streaming.set(seen.streaming)

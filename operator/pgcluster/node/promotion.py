@@ -4,19 +4,21 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 from pgcluster.api import names
 from pgcluster.api.config import ClusterConfig
 from pgcluster.api.reports import PromotionPhases
 from pgcluster.clock import monotonic_s, utc_now
-from pgcluster.node.gate import Deny, GateFacts, Pass, Take, decide_gate
+from pgcluster.node.gate import Ask, Deny, GateFacts, Pass, Take, decide_gate
 from pgcluster.node.lease import LeaseKeeper
 from pgcluster.node.members import Members
 from pgcluster.node.server import Server
 from pgcluster.node.standing import Standing
 from pgcluster.postgres.local import Observation, serves_as_primary
 from pgcluster.render import repmgr as render_repmgr
+from pgcluster.topology.election import Candidate
+from pgcluster.topology.lease import LeaseRecord
 
 log = logging.getLogger(__name__)
 
@@ -79,8 +81,10 @@ class Promotion:
         self.suspect()
         deadline_s = monotonic_s() + _GATE_DEADLINE_S
         said = ""
+        others: Mapping[str, Candidate] | None = None
         while monotonic_s() < deadline_s:
-            verdict = decide_gate(self._facts())
+            facts = self._facts(others)
+            verdict = decide_gate(facts)
             if verdict.reason != said:
                 said = verdict.reason
                 log.info("gate: %s", said, extra={"verdict": type(verdict).__name__})
@@ -89,10 +93,18 @@ class Promotion:
                     return True, said
                 case Deny():
                     return False, said
+                case Ask():
+                    others = await self._members.candidates(without=self._lost_holder())
+                    continue
                 case Take():
-                    if await self._lease.take():
+                    record = facts.lease.record if facts.lease else None
+                    ended = record.container if record and facts.holder_ended else None
+                    accepted = self._standing.point if verdict.forced else None
+                    if await self._lease.take(ended=ended, accepted=accepted):
                         self._passed = utc_now()
                         continue
+            # What the others had is true for the moment only.
+            others = None
             await asyncio.sleep(_GATE_POLL_S)
         return False, f"gave up after {_GATE_DEADLINE_S:g} s: {said}"
 
@@ -105,7 +117,11 @@ class Promotion:
             until_s = self._lease.valid_until_s
             if until_s is None:
                 return False, "the Lease was lost before the promotion"
-            trouble = await self._server.promote(until_s)
+            timeline = self._standing.point.timeline if self._standing.point else 0
+            reserved = await self._lease.reserve(timeline)
+            if reserved is None:
+                return False, "the timeline of the promotion could not be recorded in the Lease"
+            trouble = await self._server.promote(until_s, after=timeline, timeline=reserved)
             if trouble is not None:
                 return False, trouble
             observed = await self._server.local.observe()
@@ -158,23 +174,42 @@ class Promotion:
         self._answer = (holder, monotonic_s(), serves)
         return serves
 
-    def _facts(self) -> GateFacts:
+    def _facts(self, others: Mapping[str, Candidate] | None) -> GateFacts:
         lease = self._lease.view
         now_s = monotonic_s()
-        serves = None
+        config, standing = self._config(), self._standing
+        serves, ended = None, False
         if lease is not None and lease.held_by_other(self._me, now_s):
             serves = self._last_answer(lease.record.holder)
+            ended = self._has_ended(lease.record)
         return GateFacts(
             me=self._me,
             now_s=now_s,
             lease=lease,
             holding=self._lease.holding(),
-            point=self._standing.point if self._server.running else None,
-            system_identifier=self._standing.system_identifier,
-            maximum_lag_bytes=self._config().failover.maximum_lag_bytes,
+            candidate=Candidate(standing.system_identifier, standing.point, exact=standing.exact)
+            if self._server.running
+            else None,
+            members=config.instances,
+            maximum_lag_bytes=config.failover.maximum_lag_bytes,
             holder_serves=serves,
+            others=others,
+            forced=config.failover.forced,
+            holder_ended=ended,
             leaving=self._leaving(),
         )
+
+    def _has_ended(self, record: LeaseRecord) -> bool:
+        """Whether the holder's container has ended, and no other of it is to be waited for."""
+        in_place = self._config().failover.on_crash == "restart"
+        return record.container is not None and self._members.ended(
+            record.holder, record.container, for_good=in_place
+        )
+
+    def _lost_holder(self) -> str:
+        """A holder that let its Lease run out: its node may be gone, so it is not asked."""
+        lease = self._lease.view
+        return "" if lease is None else lease.record.holder
 
     def _last_answer(self, holder: str) -> bool | None:
         """A probe runs beside the gate, which must notice a released Lease meanwhile."""

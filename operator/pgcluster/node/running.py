@@ -3,22 +3,36 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 
+from pgcluster.api.errors import RetryError
 from pgcluster.clock import monotonic_s
 from pgcluster.node.instance import Instance
 from pgcluster.node.metrics import Metrics
 from pgcluster.node.promotion import host
+from pgcluster.node.retention import wal_gone
+from pgcluster.node.synchronous import as_primary
 from pgcluster.postgres.local import Observation
-from pgcluster.topology.election import Elected, elect
+from pgcluster.render import repmgr as render_repmgr
+from pgcluster.topology.election import Elected, Rules, elect
+from pgcluster.topology.lease import LeaseView
 
 log = logging.getLogger(__name__)
 
 _CYCLE_S = 1.0
 _WAITING_CYCLE_S = 0.5
-# repmgrd's own election comes first; these are for when it came to nothing.
-_WATCHDOG_S = 4.0
+# Where the Lease was given up repmgrd's own election comes first; these are for when it came to
+# nothing. Where it ran out repmgrd is slow by construction: each of its probes of a lost node takes
+# its whole timeout.
+_WATCHDOG_S = 1.5
 _PROMOTE_AFTER_GATE_S = 3.0
+# A successor that somebody has chosen gets more time.
+_HANDOVER_S = 10.0
+# How long an instance that is still reading its WAL is waited for.
+_PATIENCE_S = 10.0
+# A postgres that does not answer over its socket for so long hangs.
+_HUNG_S = 15.0
 _PROMOTE_GIVE_UP_S = 30.0
 _FOLLOW_AFTER_S = 3.0
 _REJOIN_AFTER_S = 20.0
@@ -36,6 +50,7 @@ class Running:
         self._followed_s = 0.0
         self._settled_epoch: int | None = None
         self._settling: asyncio.Task[None] | None = None
+        self._answered_s = monotonic_s()
 
     async def cycle(self) -> float:
         """Look, decide, do one thing; returns the seconds until the next look."""
@@ -44,9 +59,11 @@ class Running:
             # The fence has struck; see to it that nothing is left, then start anew.
             await instance.server.stop(fast=False)
             return 0.0
-        observed = await instance.server.local.observe()
+        observed = await self._look()
         instance.standing.see(observed)
+        instance.synchronous.loaded(observed.synchronous)
         instance.standing.holding = instance.lease.holding()
+        instance.standing.failsafe = instance.lease.failsafe_since_s is not None
         self._metrics.observe(instance.standing)
         if observed.in_recovery:
             await instance.look_around(primary=False)
@@ -55,13 +72,35 @@ class Running:
             return await self._primary(observed)
         return await self._unlawful()
 
+    async def _look(self) -> Observation:
+        """What postgres says; one that hangs is ended, so that the start table has its say."""
+        instance = self._instance
+        try:
+            observed = await instance.server.local.observe()
+        except RetryError:
+            mute_s = monotonic_s() - self._answered_s
+            if mute_s > _HUNG_S and instance.in_service:
+                instance.events.post(
+                    instance.config,
+                    "PostgresHangs",
+                    f"postgres on {instance.me} has not answered for {mute_s:.0f} s: stopping it",
+                    normal=False,
+                )
+                self._answered_s = monotonic_s()
+                await instance.server.stop(fast=False)
+            raise
+        self._answered_s = monotonic_s()
+        return observed
+
     async def _unlawful(self) -> float:
         """postgres accepts writes, but the Lease is not ours: stop it before anything else."""
         instance = self._instance
         log.warning("postgres runs as a primary without the Lease: stopping it")
-        instance.server.data.put_standby_signal()
+        # On a full volume it may fail; the next start as a standby will not do without.
+        with contextlib.suppress(RetryError):
+            instance.server.data.put_standby_signal()
+        # Whether its history has parted from the cluster's is for the start table to find out.
         await instance.stop_at_once()
-        instance.must_rejoin = True
         instance.say("fenced", "postgres ran as a primary without the Lease")
         return 0.0
 
@@ -72,10 +111,12 @@ class Running:
         duties = instance.duties
         self._lease_free_since_s = self._holding_since_s = self._adrift_since_s = None
         instance.rewind_failed = False
+        instance.lost_wal = None
         if instance.promotion.note(observed):
             duties.forget()
         await instance.look_around(primary=True)
         await instance.point_pools()
+        self._keep_synchronous(observed)
         if self._settled_epoch != instance.lease.epoch:
             # Not waited for: with large buffers it takes minutes.
             self._settling = asyncio.create_task(instance.server.settle(), name="settle")
@@ -92,6 +133,22 @@ class Running:
         instance.say("running", "primary")
         return _CYCLE_S
 
+    def _keep_synchronous(self, observed: Observation) -> None:
+        """Have commits wait for as many standbys as they should (node/synchronous.py)."""
+        instance = self._instance
+        lease = instance.lease.view
+        before = instance.synchronous.quorums(instance.config)
+        if instance.synchronous.lead(
+            instance.config, observed.standbys, lease.record.quorums if lease else None
+        ):
+            instance.write_configuration()
+            instance.server.reload()
+        if instance.synchronous.quorums(instance.config) != before:
+            instance.lease.renew_soon()
+        full = as_primary(instance.config, instance.me)
+        there = sum(pod in observed.standbys for pod in full.members)
+        instance.standing.synchronous_missing = max(0, full.standbys - there)
+
     # --- standby ------------------------------------------------------------------------------
 
     async def _standby(self, observed: Observation) -> float:
@@ -100,6 +157,8 @@ class Running:
         if instance.promotion.under_way or lease is None:
             return _WAITING_CYCLE_S
         instance.server.fence.disarm()
+        if instance.synchronous.follow(instance.config) and instance.write_configuration():
+            instance.server.reload()
         now_s = monotonic_s()
         if instance.lease.holding():
             return await self._promote_when_due(now_s)
@@ -107,6 +166,13 @@ class Running:
         if lease.free(now_s):
             return await self._watchdog(now_s)
         self._lease_free_since_s = None
+        delay_s = await self._beside(observed, lease, now_s)
+        # Awake when the Lease runs out, so that nobody waits for this instance.
+        return max(0.02, min(delay_s, lease.expires_at_s() - monotonic_s() + 0.02))
+
+    async def _beside(self, observed: Observation, lease: LeaseView, now_s: float) -> float:
+        """Another instance holds the Lease: follow it."""
+        instance = self._instance
         holder = lease.record.holder
         if holder == instance.me:
             # Ours by name but not renewed by this process: it runs out, or the gate takes it.
@@ -127,6 +193,7 @@ class Running:
         instance = self._instance
         self._adrift_since_s = None
         instance.rewind_failed = False
+        instance.lost_wal = None
         instance.promotion.all_well(holder)
         instance.standing.upstream = holder
         await instance.duties.ensure_standby_row(holder)
@@ -141,6 +208,7 @@ class Running:
         instance = self._instance
         if self._adrift_since_s is None:
             self._adrift_since_s = self._followed_s = now_s
+            instance.promotion.suspect()
         adrift_s = now_s - self._adrift_since_s
         if adrift_s < _FOLLOW_AFTER_S or not await instance.promotion.ask(holder):
             return _WAITING_CYCLE_S
@@ -152,9 +220,26 @@ class Running:
             instance.must_rejoin = True
             return 0.0
         if now_s - self._followed_s >= _FOLLOW_AFTER_S:
+            if reason := await self._wal_gone(holder):
+                # A rejoin finds no divergence and would start it again and again.
+                log.warning("cloning anew: %s", reason)
+                await instance.stop_repmgrd()
+                await instance.stop_postgres()
+                self._adrift_since_s = None
+                instance.lost_wal = reason
+                instance.must_rejoin = instance.rewind_failed = True
+                return 0.0
             await instance.duties.repmgr.standby_follow(holder)
             self._followed_s = monotonic_s()
         return _WAITING_CYCLE_S
+
+    async def _wal_gone(self, holder: str) -> str | None:
+        point = self._instance.standing.point
+        if point is None or point.lsn.value == 0:
+            return None
+        return await wal_gone(
+            render_repmgr.conninfo(host(holder, self._instance.config)), point.lsn
+        )
 
     async def _promote_when_due(self, now_s: float) -> float:
         """The Lease is ours and repmgr has not promoted: do it, or let another try."""
@@ -165,6 +250,8 @@ class Running:
             log.warning("the promotion came to nothing: releasing the Lease")
             self._holding_since_s = None
             await self._instance.lease.release()
+        elif self._instance.lease.taken_over:
+            await self._promote_past_repmgr()
         elif waited_s >= _PROMOTE_AFTER_GATE_S:
             await self._promote()
         return _WAITING_CYCLE_S
@@ -175,22 +262,32 @@ class Running:
         view = instance.lease.view
         if self._lease_free_since_s is None:
             self._lease_free_since_s = now_s
-        if (
-            view is None
-            or now_s - self._lease_free_since_s < _WATCHDOG_S
-            or not instance.config.failover.automatic
-        ):
+        free_s = now_s - self._lease_free_since_s
+        if view is None:
             return _WAITING_CYCLE_S
-        outcome = elect(
-            {**await instance.members.candidates(), instance.me: instance.candidate()},
+        patience_s = _HANDOVER_S if view.record.handover else _WATCHDOG_S
+        if view.released() and free_s < patience_s:
+            return min(_WAITING_CYCLE_S, patience_s - free_s)
+        rules = Rules.of(
+            view.record,
             members=instance.config.instances,
-            mark=view.record.mark,
             maximum_lag_bytes=instance.config.failover.maximum_lag_bytes,
+            forced=instance.config.failover.forced,
+        )
+        if not instance.config.failover.automatic and rules.forced is None:
+            return _WAITING_CYCLE_S
+        others = await instance.members.candidates(without=view.record.holder)
+        outcome = elect(
+            {**others, instance.me: instance.candidate()}, rules, patient=free_s < _PATIENCE_S
         )
         instance.say("running", f"no primary: {outcome.reason}")
         if isinstance(outcome, Elected) and outcome.pod == instance.me:
             log.warning("no primary, and nobody is promoting: %s", outcome.reason)
-            await self._promote()
+            instance.promotion.suspect()
+            if view.released():
+                await self._promote()
+            else:
+                await self._promote_past_repmgr()
         return _WAITING_CYCLE_S
 
     async def _promote(self) -> None:
@@ -199,8 +296,20 @@ class Running:
         repmgr refuses, for instance, where its own table still names an active primary. The gate
         has the last word on both ways.
         """
-        instance = self._instance
-        result = await instance.duties.repmgr.standby_promote()
+        result = await self._instance.duties.repmgr.standby_promote()
         if result.status != 0:
-            done, message = await instance.promotion.promote()
-            log.log(logging.INFO if done else logging.WARNING, "promotion: %s", message)
+            await self._promote_past_repmgr()
+
+    async def _promote_past_repmgr(self) -> None:
+        """Promote without `repmgr standby promote`, which would wait for a lost node first.
+
+        Its metadata is put right by the duties of a primary.
+        """
+        instance = self._instance
+        done, message = await instance.promotion.promote()
+        log.log(logging.INFO if done else logging.WARNING, "promotion: %s", message)
+        if done:
+            instance.duties.forget()
+            await instance.point_pools()
+            instance.events.repmgr(instance.config, event="standby_promote", success=True)
+            await instance.duties.metadata.promoted()

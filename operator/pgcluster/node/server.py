@@ -32,6 +32,10 @@ _FAST_STOP_S = 90.0
 _IMMEDIATE_STOP_S = 2.0
 
 
+class TooSlow(RetryError):
+    """postgres was stopped because its recovery took longer than it may."""
+
+
 class VolumeLock:
     """One postgres a volume: held as long as anything of this container lives.
 
@@ -70,7 +74,7 @@ class Server:
         self.lock = VolumeLock()
         self.local = LocalPostgres()
         self.child = Child("postgres", ended=ended)
-        self.fence = Fence(monotonic_s, self.data.standby_signal)
+        self.fence = Fence(monotonic_s, self.data.current)
 
     @property
     def running(self) -> bool:
@@ -85,17 +89,24 @@ class Server:
         """What the stopped data directory is; None where there is none."""
         return await control.read(self._bindir, self.data.current)
 
-    async def start(self, *, primary_until_s: float | None) -> Observation:
-        """Start postgres and wait until it answers, however long its recovery takes.
+    async def start(
+        self, *, primary_until_s: float | None, within_s: float | None = None
+    ) -> Observation:
+        """Start postgres and wait until it answers; RetryError where it ended instead, or TooSlow.
 
         `primary_until_s` is the fence's deadline for a start as primary; None starts a standby,
-        with standby.signal in place before anything runs. RetryError where it ended instead.
+        with standby.signal in place before anything runs. `within_s` bounds its recovery: where
+        another instance could take over, that may take less. Without it, it takes what it takes.
         """
         if primary_until_s is None:
             self.data.put_standby_signal()
         else:
             self.data.remove_standby_signal()
         await clear_survivors(self.data.current)
+        self.fence.disarm()
+        if primary_until_s is not None:
+            # Before there is anything to be fenced.
+            self.fence.arm(primary_until_s)
         await self.child.start(
             [
                 f"{self._bindir}/postgres",
@@ -107,24 +118,29 @@ class Server:
             env=os.environ,
             inherited=self.lock.descriptors,
         )
-        self.fence.disarm()
-        if primary_until_s is not None and self.child.pid is not None:
-            self.fence.arm(self.child.pid, primary_until_s)
-        return await self._answering()
+        return await self._answering(within_s)
 
-    async def _answering(self) -> Observation:
+    async def _answering(self, within_s: float | None) -> Observation:
+        began_s = monotonic_s()
         while self.child.running:
             try:
                 return await self.local.observe()
             except RetryError:
                 await asyncio.sleep(_POLL_S)
+            if within_s is not None and monotonic_s() - began_s > within_s:
+                await self.stop(fast=False)
+                raise TooSlow(f"postgres has not recovered within {within_s:g} s")
         raise RetryError(f"postgres ended while starting, status {self.child.last_status}")
 
-    async def promote(self, until_s: float) -> str | None:
-        """Turn a standby into the primary under the fence; the reason where that failed."""
+    async def promote(self, until_s: float, *, after: int, timeline: int) -> str | None:
+        """Turn a standby into the primary under the fence; the reason where that failed.
+
+        It is on timeline `after`, and is to begin `timeline`.
+        """
         if self.child.pid is None:
             return "postgres does not run"
-        self.fence.arm(self.child.pid, until_s)
+        self.data.use_up_timelines(after + 1, timeline)
+        self.fence.arm(until_s)
         result = await run(
             [f"{self._bindir}/pg_ctl", "-D", str(self.data.current), "-w", "-t", "60", "promote"],
             deadline_s=65,

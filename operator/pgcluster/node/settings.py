@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import secrets
 from dataclasses import dataclass
 
 from pgcluster.api.errors import FatalError
@@ -16,6 +17,8 @@ class Settings:
     namespace: str
     pod: str
     pod_ip: str
+    # A word for this very container, which the kubelet repeats when it has ended.
+    container: str = ""
 
     @classmethod
     def from_environment(cls) -> Settings:
@@ -26,6 +29,7 @@ class Settings:
                 namespace=os.environ["PGCLUSTER_NAMESPACE"],
                 pod=os.environ["POD_NAME"],
                 pod_ip=os.environ["POD_IP"],
+                container=f"pgcluster {secrets.token_hex(8)}",
             )
         except KeyError as error:
             raise FatalError(f"environment variable {error} is not set") from error

@@ -6,9 +6,12 @@ from dataclasses import dataclass, field
 
 from pgcluster.api.reports import InstanceReport, InstanceState, PromotionPhases
 from pgcluster.api.wal import WalPoint
+from pgcluster.clock import monotonic_s
 from pgcluster.postgres.control import ControlData
 from pgcluster.postgres.local import Observation
 
+# A standby that has read nothing new for so long has read what there is.
+_READ_ALL_S = 1.0
 # A standby under load is always some kilobytes behind: what is below the first step is no lag.
 _NO_LAG_BYTES = 1 << 20
 _LAG_STEPS_BYTES = (1 << 24, 1 << 28, 1 << 32, 1 << 40)
@@ -36,6 +39,7 @@ class Standing:
     holding: bool = False
     registered: bool = False
     repmgrd: bool = False
+    repmgrd_paused: bool = False
     upstream: str | None = None
     progress: str | None = None
     promotion: PromotionPhases | None = None
@@ -46,17 +50,39 @@ class Standing:
     # The highest timeline seen since the data directory was last replaced: a standby that lost
     # its upstream knows its own only from its last restartpoint.
     timeline: int = 0
+    # Whether `point` is all that this instance has, and not the least that it has.
+    exact: bool = False
+    synchronous_missing: int = 0
+    failsafe: bool = False
+    _unmoved_since_s: float = 0.0
 
     def see(self, observed: Observation) -> None:
         """Take note of a look at the running server."""
+        before, now_s = self.observed, monotonic_s()
+        if before is None or before.point != observed.point:
+            self._unmoved_since_s = now_s
+        self.exact = (
+            not observed.in_recovery
+            or observed.received
+            or now_s - self._unmoved_since_s >= _READ_ALL_S
+        )
         self.observed = observed
         self.timeline = max(self.timeline, observed.point.timeline)
+
+    def rest(self, control: ControlData | None) -> None:
+        """postgres does not run: take note of its data directory."""
+        self.observed = None
+        self.control = control
+        # A standby may have WAL that it has not read yet, a crashed primary some after its
+        # last checkpoint.
+        self.exact = control is not None and control.was_primary and control.clean
 
     def replaced(self) -> None:
         """The data directory is another one now."""
         self.observed = None
         self.control = None
         self.timeline = 0
+        self.exact = False
 
     @property
     def point(self) -> WalPoint | None:
@@ -115,7 +141,11 @@ class Standing:
                 "lag_bytes": coarse(seen.lag_bytes) if seen and seen.in_recovery else None,
                 "upstream": self.upstream if role == "standby" else None,
                 "repmgrd": self.repmgrd,
+                "repmgrd_paused": self.repmgrd_paused,
                 "postgres_version": seen.version if seen else None,
+                "synchronous": seen.synchronous if seen and role == "primary" else None,
+                "synchronous_missing": self.synchronous_missing if role == "primary" else 0,
+                "failsafe": self.failsafe and role == "primary",
                 "pending_restart": seen.pending_restart if seen else (),
                 "progress": self.progress,
                 "promotion": self.promotion,

@@ -7,13 +7,15 @@ volume, who holds the Lease, and what the peers say. Whoever is in doubt waits, 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from pgcluster.api import names
 from pgcluster.api.wal import WalPoint
-from pgcluster.topology.election import Candidate, Elected, below_mark, elect
+from pgcluster.topology.election import Candidate, Elected, Rules, below_mark, elect
 from pgcluster.topology.lease import LeaseView, Mark
 
+# Who gave the Lease up lets another instance take it for so long before it takes it back.
+_TAKE_BACK_AFTER_S = 15.0
 # Instances other than the first let it go ahead with a new cluster for this long each.
 _BOOTSTRAP_STAGGER_S = 3.0
 
@@ -50,6 +52,8 @@ class StartFacts:
     holder_serves: bool | None = None
     peers: Mapping[str, Candidate] = field(default_factory=dict)
     maximum_lag_bytes: int = 0
+    # An instance that a person wants promoted whatever is missing, and the epoch of that wish.
+    forced: tuple[str, int] | None = None
     # A rewind was tried since this data directory was last in service, or following has failed.
     rewind_failed: bool = False
     must_rejoin: bool = False
@@ -76,7 +80,9 @@ class Refuse(Decision):
 
 @dataclass(frozen=True, slots=True)
 class TakeLease(Decision):
-    """Take the Lease, then look at the table again."""
+    """Take the Lease, then look at the table again; `forced`: whatever is missing here."""
+
+    forced: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,10 +97,9 @@ class StartPrimary(Decision):
 
 @dataclass(frozen=True, slots=True)
 class StartStandby(Decision):
-    """Start postgres as a standby of `upstream`; with `promote` it is to become the primary."""
+    """Start postgres as a standby of `upstream`, or of nobody yet."""
 
     upstream: str | None = None
-    promote: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -174,7 +179,7 @@ def _start_holder(facts: StartFacts, data: DataDirectory, lease: LeaseView) -> D
         return Wait("this instance holds the Lease, but its history has parted from the cluster's")
     if data.was_primary:
         return StartPrimary("this instance holds the Lease and was the primary")
-    return StartStandby("this instance holds the Lease and is to be promoted", promote=True)
+    return StartStandby("this instance holds the Lease and is to be promoted")
 
 
 def _own_mark(data: DataDirectory, mark: Mark) -> Mark:
@@ -185,12 +190,12 @@ def _own_mark(data: DataDirectory, mark: Mark) -> Mark:
     """
     if mark.point is None:
         return mark
-    return Mark(
-        mark.system_identifier, WalPoint(mark.point.timeline, min(mark.point.lsn, data.point.lsn))
-    )
+    return replace(mark, point=WalPoint(mark.point.timeline, min(mark.point.lsn, data.point.lsn)))
 
 
 def _start_beside_holder(facts: StartFacts, data: DataDirectory, holder: str) -> Decision:
+    if not holder:
+        return Wait("the Lease was deleted and made again: its former holder may still be writing")
     if not data.was_primary and not facts.must_rejoin:
         return StartStandby(f"{holder} holds the Lease: following it", upstream=holder)
     if not facts.holder_serves:
@@ -202,19 +207,35 @@ def _start_beside_holder(facts: StartFacts, data: DataDirectory, holder: str) ->
 
 
 def _start_orphan(facts: StartFacts, data: DataDirectory, lease: LeaseView) -> Decision:
-    """Data, and nobody holds the Lease: the whole cluster was down."""
+    """Data, and nobody holds the Lease: the whole cluster was down.
+
+    What a standby has is known only when it has read its WAL: the control file names the least.
+    So it starts, and the election is held among the running. A former primary must not: it may have
+    what nobody else has, and would have to give up again.
+    """
+    if not data.was_primary and not facts.must_rejoin:
+        return StartStandby("nobody holds the Lease: starting as a standby to see who has most")
     candidates = {
         **facts.peers,
-        facts.me: Candidate(data.system_identifier, data.point, barred=facts.must_rejoin),
+        facts.me: Candidate(
+            data.system_identifier, data.point, barred=facts.must_rejoin, exact=data.clean
+        ),
     }
-    outcome = elect(
-        candidates,
+    rules = Rules.of(
+        lease.record,
         members=facts.members,
-        mark=_own_mark(data, lease.record.mark),
         maximum_lag_bytes=facts.maximum_lag_bytes,
+        forced=facts.forced,
     )
-    if not isinstance(outcome, Elected):
-        return Wait(outcome.reason, condition="NoPrimary")
-    if outcome.pod != facts.me:
+    outcome = elect(candidates, rules)
+    if isinstance(outcome, Elected) and outcome.pod == facts.me:
+        return TakeLease(outcome.reason, forced=rules.forced == facts.me)
+    if lease.record.last_holder == facts.me and data.was_primary and not facts.must_rejoin:
+        # Nobody has written since: it has every acknowledged commit.
+        given_up_s = facts.now_s - lease.changed_at_s
+        below = below_mark(data.point, _own_mark(data, lease.record.mark), 0)
+        if below is None and (facts.members == 1 or given_up_s > _TAKE_BACK_AFTER_S):
+            return TakeLease("this instance gave the Lease up, and no other has taken it")
+    if isinstance(outcome, Elected):
         return Wait(f"{outcome.reason}: waiting for it to take the Lease")
-    return TakeLease(outcome.reason)
+    return Wait(outcome.reason, condition="NoPrimary")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 from dataclasses import replace
 
@@ -9,6 +10,8 @@ from pgcluster.api.errors import RetryError
 from pgcluster.clock import monotonic_s
 from pgcluster.node.instance import Instance
 from pgcluster.node.promotion import host
+from pgcluster.node.server import TooSlow
+from pgcluster.node.space import worth_handing_over
 from pgcluster.node.start import (
     Bootstrap,
     Clone,
@@ -30,6 +33,8 @@ log = logging.getLogger(__name__)
 # A postmaster that keeps dying in place is somebody else's turn.
 _CRASHES_IN_PLACE = 3
 _CRASH_WINDOW_S = 60.0
+# A recovery in place loses nothing, but another instance may take over before clients give up.
+_RECOVERY_S = 60.0
 
 
 class Stopped:
@@ -42,13 +47,12 @@ class Stopped:
     async def cycle(self) -> float:
         """Look, decide, do one thing; returns the seconds until the next look."""
         instance = self._instance
-        instance.standing.observed = None
         if instance.in_service:
             await self._ended()
         if monotonic_s() < instance.hands_off_until_s:
             instance.say("waiting", "postgres was stopped by repmgr or a person")
             return 1.0
-        instance.standing.control = await instance.server.control()
+        instance.rest(await instance.server.control())
         decision = decide_start(await self._facts())
         if decision.reason != instance.standing.reason:
             log.info("start: %s", decision.reason, extra={"decision": type(decision).__name__})
@@ -89,9 +93,17 @@ class Stopped:
         in_place = failover.on_crash == "restart" and len(self._crashes_s) < _CRASHES_IN_PLACE
         if in_place or instance.config.instances == 1 or not failover.automatic:
             return
+        with contextlib.suppress(OSError):
+            await instance.space.look()
+        if not worth_handing_over(instance.space.seen, instance.members.reports()):
+            log.warning("the volume is full, and so are those of the others: staying the primary")
+            return
+        await self._give_up()
+
+    async def _give_up(self) -> None:
         log.warning("giving the Lease up for another instance")
-        instance.server.data.put_standby_signal()
-        await instance.lease.release()
+        self._instance.server.data.put_standby_signal()
+        await self._instance.lease.release()
 
     # --- the table ----------------------------------------------------------------------------
 
@@ -114,6 +126,7 @@ class Stopped:
             recorded_system_identifier=instance.config.system_identifier,
             holding=holding,
             maximum_lag_bytes=instance.config.failover.maximum_lag_bytes,
+            forced=instance.config.failover.forced,
             rewind_failed=instance.rewind_failed,
             must_rejoin=instance.must_rejoin,
         )
@@ -122,7 +135,8 @@ class Stopped:
         if lease.held_by_other(instance.me, facts.now_s):
             serves = await instance.promotion.ask(lease.record.holder, settled=control is not None)
             return replace(facts, holder_serves=serves)
-        return replace(facts, peers=await instance.members.candidates(), now_s=monotonic_s())
+        peers = await instance.members.candidates(without=lease.record.holder)
+        return replace(facts, peers=peers, now_s=monotonic_s())
 
     async def _act(self, decision: Decision) -> float:
         instance = self._instance
@@ -132,7 +146,8 @@ class Stopped:
                 return 5.0
             case TakeLease():
                 instance.say("waiting", decision.reason)
-                return 0.0 if await instance.lease.take() else 0.5
+                accepted = instance.standing.point if decision.forced else None
+                return 0.0 if await instance.lease.take(accepted=accepted) else 0.5
             case Bootstrap():
                 await self._bootstrap(decision)
             case StartPrimary():
@@ -168,12 +183,23 @@ class Stopped:
         until_s = instance.lease.valid_until_s if primary else None
         if primary and until_s is None:
             raise RetryError("the Lease was lost before the start")
+        others = instance.config.instances > 1 and instance.config.failover.automatic
+        bounded = primary and others and not instance.recovers_alone
         try:
-            instance.serving(await instance.server.start(primary_until_s=until_s))
+            observed = await instance.server.start(
+                primary_until_s=until_s, within_s=_RECOVERY_S if bounded else None
+            )
+        except TooSlow as error:
+            # Should it come back here, then because nobody else took over.
+            log.warning("%s", error)
+            instance.recovers_alone = True
+            await self._give_up()
+            return
         except RetryError:
             if primary:
                 await self._count_crash()
             raise
+        instance.serving(observed)
 
     async def _rejoin(self, decision: Rejoin) -> None:
         instance = self._instance

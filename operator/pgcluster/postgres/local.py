@@ -23,9 +23,14 @@ SELECT r AS in_recovery,
             -- the control file names the new timeline only after the first checkpoint on it
             ELSE ('x' || left(pg_walfile_name(pg_current_wal_lsn()), 8))::bit(32)::int
        END AS timeline,
-       CASE WHEN r THEN coalesce(pg_last_wal_receive_lsn(), pg_last_wal_replay_lsn())
+       -- what is received starts over at a segment's beginning with each new timeline
+       CASE WHEN r THEN greatest(pg_last_wal_receive_lsn(), pg_last_wal_replay_lsn())
             ELSE pg_current_wal_flush_lsn() END::text AS lsn,
        CASE WHEN r THEN pg_last_wal_replay_lsn() END::text AS replayed,
+       r AND pg_last_wal_receive_lsn() IS NOT NULL AS received,
+       current_setting('synchronous_standby_names') AS synchronous,
+       (SELECT array_agg(application_name ORDER BY application_name) FROM pg_stat_replication
+        WHERE state = 'streaming') AS standbys,
        w.status AS receiver, w.sender_host AS upstream_host, w.latest_end_lsn::text AS latest_end,
        (SELECT array_agg(name ORDER BY name) FROM pg_settings WHERE pending_restart) AS pending,
        current_setting('server_version') AS version,
@@ -42,8 +47,9 @@ class Observation:
 
     `point` is what a primary has flushed, or what a standby has received (replayed, where it has
     received nothing since it started); a standby that is not connected may name an older timeline
-    than it has reached, never a newer one. `lag_bytes` is between what the upstream last announced
-    and what is replayed here.
+    than it has reached, never a newer one. `received` is whether it has received any WAL since it
+    started. `lag_bytes` is between what the upstream last announced and what is replayed here.
+    `standbys` are the instances that stream from here, `synchronous` is what commits wait for.
     """
 
     in_recovery: bool
@@ -54,13 +60,21 @@ class Observation:
     lag_bytes: int | None
     pending_restart: tuple[str, ...]
     version: str
+    received: bool = False
+    synchronous: str = ""
+    standbys: tuple[str, ...] = ()
 
 
 def socket_conninfo(database: str) -> str:
-    """How the agent itself connects: peer authentication, no password."""
+    """How the agent itself connects: peer authentication, no password.
+
+    It may write also while a full volume makes others read-only, and does not wait for standbys
+    that it may have yet to let in.
+    """
     return (
         f"host={names.PG_SOCKET_DIR} port={names.PORT_POSTGRES} user=postgres dbname={database} "
-        "connect_timeout=2 application_name=pgcluster-node"
+        "connect_timeout=2 application_name=pgcluster-node "
+        "options='-c synchronous_commit=local -c default_transaction_read_only=off'"
     )
 
 
@@ -124,6 +138,9 @@ def _observation(row: dict[str, Any]) -> Observation:
         lag_bytes=lag,
         pending_restart=tuple(row["pending"] or ()),
         version=str(row["version"]).split()[0],
+        received=bool(row["received"]),
+        synchronous=row["synchronous"] or "",
+        standbys=tuple(row["standbys"] or ()),
     )
 
 
@@ -158,3 +175,19 @@ async def serves_as_primary(
             return bool(row and row[0])
     except (psycopg.Error, OSError, TimeoutError):
         return False
+
+
+async def size_bytes(conninfo: str, *, deadline_s: float = 30.0) -> int | None:
+    """How large another instance's databases are; None where it cannot be asked."""
+    try:
+        async with (
+            asyncio.timeout(deadline_s),
+            await psycopg.AsyncConnection.connect(conninfo, autocommit=True) as connection,
+        ):
+            cursor = await connection.execute(
+                "SELECT sum(pg_database_size(oid))::bigint FROM pg_database"
+            )
+            row = await cursor.fetchone()
+            return int(row[0]) if row and row[0] is not None else None
+    except (psycopg.Error, OSError, TimeoutError):
+        return None

@@ -40,6 +40,12 @@ async def ensure_internal(*, repmgr_password: str, pooler_password: str) -> None
         await _role(connection, names.ROLE_REPMGR, "LOGIN SUPERUSER REPLICATION", repmgr_password)
         await _database(connection, names.DB_REPMGR, names.ROLE_REPMGR)
         await _role(connection, names.ROLE_POOLER, "LOGIN", pooler_password)
+        for role in ("postgres", names.ROLE_REPMGR):
+            # Those that can end it are excepted from what a full volume forbids (node/space.py),
+            # and so is repmgr, whose metadata must stay right.
+            await _setting(connection, role, "default_transaction_read_only", "off")
+        # What repmgr writes must not wait for standbys that it has yet to let in.
+        await _setting(connection, names.ROLE_REPMGR, "synchronous_commit", "local")
         if not await _one(
             connection,
             "SELECT 1 FROM pg_proc p JOIN pg_namespace n ON n.oid = p.pronamespace"
@@ -117,6 +123,22 @@ async def _role(connection: Connection, name: str, attributes: str, password: st
         statement_composed += sql.SQL(" PASSWORD {}").format(sql.Literal(scram.verifier(password)))
     await connection.execute(statement_composed)
     log.info("%s role", "altered" if row else "created", extra={"role": name})
+
+
+async def _setting(connection: Connection, role: str, name: str, value: str) -> None:
+    """Give a role a setting of its own for all its sessions."""
+    if not await _one(
+        connection,
+        "SELECT 1 FROM pg_db_role_setting s JOIN pg_roles r ON r.oid = s.setrole"
+        " WHERE s.setdatabase = 0 AND r.rolname = %s AND %s = ANY (s.setconfig)",
+        role,
+        f"{name}={value}",
+    ):
+        await connection.execute(
+            sql.SQL("ALTER ROLE {} SET {} = {}").format(
+                sql.Identifier(role), sql.Identifier(name), sql.Literal(value)
+            )
+        )
 
 
 async def _memberships(connection: Connection, user: UserConfig) -> None:

@@ -13,10 +13,11 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class Result:
-    """How a program ended; `output` is standard output and error together."""
+    """How a program ended; `output` is standard output, and error too where it is not apart."""
 
     status: int
     output: str
+    errors: str = ""
 
     @property
     def last_line(self) -> str:
@@ -31,8 +32,9 @@ async def run(
     deadline_s: float,
     env: Mapping[str, str] | None = None,
     cwd: str | None = None,
+    apart: bool = False,
 ) -> Result:
-    """Run a program to its end and collect what it prints.
+    """Run a program to its end and collect what it prints; `apart`: errors for themselves.
 
     A program that is still there at the deadline is killed and reported with status 124, as
     timeout(1) does; one that was cancelled is killed too.
@@ -41,20 +43,25 @@ async def run(
         *arguments,
         stdin=asyncio.subprocess.DEVNULL,
         stdout=asyncio.subprocess.PIPE,
-        stderr=asyncio.subprocess.STDOUT,
+        stderr=asyncio.subprocess.PIPE if apart else asyncio.subprocess.STDOUT,
         env=env,
         cwd=cwd,
     )
     try:
         async with asyncio.timeout(deadline_s):
-            output, _ = await process.communicate()
+            output, errors = await process.communicate()
     except TimeoutError:
         await _kill(process)
-        return Result(124, f"{arguments[0]} did not end within {deadline_s:g} s")
+        told = f"{arguments[0]} did not end within {deadline_s:g} s"
+        return Result(124, "", told) if apart else Result(124, told)
     except BaseException:
         await _kill(process)
         raise
-    return Result(process.returncode or 0, output.decode(errors="replace"))
+    return Result(
+        process.returncode or 0,
+        output.decode(errors="replace"),
+        errors.decode(errors="replace") if errors else "",
+    )
 
 
 async def _kill(process: asyncio.subprocess.Process) -> None:

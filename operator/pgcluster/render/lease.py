@@ -13,12 +13,14 @@ def manifest(
     system_identifier: str | None,
     timeline: int | None,
     epoch: int | None,
+    primary: str | None = None,
 ) -> Manifest:
-    """A Lease that nobody holds yet.
+    """A Lease that nobody holds yet, or in place of one that was deleted.
 
     What is known of the data goes along, so that a Lease which was deleted comes back with its
     mark: no instance runs initdb again, and none of an older timeline takes over. Its epoch goes
-    on too, or the poolers would take the next primary for an older one.
+    on too, or the poolers would take the next primary for an older one. It names the known primary,
+    which may still be writing: others wait as long as for any holder.
     """
     made = metadata(cluster, names.primary_lease(cluster.name))
     mark = {}
@@ -33,5 +35,8 @@ def manifest(
         "apiVersion": "coordination.k8s.io/v1",
         "kind": "Lease",
         "metadata": made,
-        "spec": {"holderIdentity": "", "leaseTransitions": epoch or 0},
+        "spec": {
+            "holderIdentity": (primary or "") if system_identifier is not None else "",
+            "leaseTransitions": epoch or 0,
+        },
     }

@@ -13,6 +13,7 @@ from pgcluster.api.config import ClusterConfig
 # What an instance's own processes and repmgr need beside the standbys' two walsenders each
 # (streaming, and a base backup that streams WAL beside it).
 _SPARE_WALSENDERS = 4
+_MIB = 1 << 20
 
 
 def sized(config: ClusterConfig) -> dict[str, str]:
@@ -24,18 +25,59 @@ def sized(config: ClusterConfig) -> dict[str, str]:
     return {"max_wal_senders": str(senders), "max_replication_slots": str(senders)}
 
 
+def wal_sized(config: ClusterConfig) -> dict[str, str]:
+    """The parameters that follow from the size of the volume that WAL lives on.
+
+    PostgreSQL's own defaults would fill a small volume without anybody's fault: checkpoints let
+    WAL grow to `max_wal_size`, and what is kept for standbys comes on top.
+    """
+    room = config.wal_room_bytes
+    largest = 1024 if room is None else min(1024, max(64, room // 4 // _MIB))
+    kept = 512 if room is None else min(512, max(16, room // 10 // _MIB))
+    made = {
+        "max_wal_size": f"{largest}MB",
+        "min_wal_size": f"{min(80, largest)}MB",
+        "wal_keep_size": f"{kept}MB",
+    }
+    limit = slot_limit_bytes(config)
+    if limit is not None:
+        made["max_slot_wal_keep_size"] = f"{max(1, limit // _MIB)}MB"
+    return made
+
+
+def slot_limit_bytes(config: ClusterConfig) -> int | None:
+    """How much WAL a slot may hold back; None where that is unlimited.
+
+    Without a limit an absent standby fills the primary's volume, which stops everybody; with one
+    it has to be cloned anew, which it does by itself. So there always is one: what the user says,
+    else half of a volume that holds nothing but WAL, or a quarter of one that holds the data too.
+    """
+    if config.max_slot_wal_keep_size_bytes is not None:
+        return config.max_slot_wal_keep_size_bytes
+    if config.wal_room_bytes is None:
+        return None
+    return config.wal_room_bytes // (2 if config.wal_volume else 4)
+
+
+_LIBRARIES = ("repmgr", "pgcluster_fence")
+
+
 def preload_libraries(config: ClusterConfig) -> str:
-    """`repmgr`, which repmgrd needs, and then the user's libraries."""
+    """`repmgr`, which repmgrd needs, the fence, and then the user's libraries."""
     wanted = [
         name.strip() for name in config.parameters.get("shared_preload_libraries", "").split(",")
     ]
-    return ",".join(["repmgr", *(name for name in wanted if name and name != "repmgr")])
+    return ",".join([*_LIBRARIES, *(name for name in wanted if name and name not in _LIBRARIES)])
 
 
-def parameters(config: ClusterConfig, *, instance: str) -> dict[str, str]:
-    """Every parameter of an instance: our defaults, the user's, then what the operator owns."""
+def parameters(config: ClusterConfig, *, instance: str, synchronous: str = "") -> dict[str, str]:
+    """Every parameter of an instance: our defaults, the user's, then what the operator owns.
+
+    `synchronous` is what its commits are to wait for when it is the primary.
+    """
     defaults = {
         **sized(config),
+        **wal_sized(config),
         "checkpoint_completion_target": "0.9",
         "log_checkpoints": "on",
         "log_line_prefix": "%m [%p] %q%u@%d ",
@@ -45,7 +87,6 @@ def parameters(config: ClusterConfig, *, instance: str) -> dict[str, str]:
         "tcp_keepalives_count": "3",
         "tcp_keepalives_idle": "5",
         "tcp_keepalives_interval": "2",
-        "wal_keep_size": "512MB",
         "wal_level": "replica",
         # With the default of 5 s a standby that lost its primary idles before it looks again.
         "wal_retrieve_retry_interval": "500ms",
@@ -53,9 +94,6 @@ def parameters(config: ClusterConfig, *, instance: str) -> dict[str, str]:
         "wal_receiver_timeout": "5s",
         "wal_sender_timeout": "5s",
     }
-    if config.max_slot_wal_keep_size_bytes is not None:
-        megabytes = max(1, config.max_slot_wal_keep_size_bytes // (1 << 20))
-        defaults["max_slot_wal_keep_size"] = f"{megabytes}MB"
     owned = {
         # archive_mode needs a restart, archive_command only a reload: backups can be switched on
         # later without one.
@@ -65,13 +103,18 @@ def parameters(config: ClusterConfig, *, instance: str) -> dict[str, str]:
         "full_page_writes": "on",
         "hba_file": names.PG_HBA_CONF,
         "hot_standby": "on",
+        # Written by the agent while a volume is full. Read after the user's parameters of lower
+        # rank in the alphabet, of which default_transaction_read_only is one.
+        "include_if_exists": names.SPACE_CONF,
         "ident_file": names.PG_IDENT_CONF,
         "listen_addresses": "*",
         "log_destination": "stderr",
         "logging_collector": "off",
+        "pgcluster.lease": names.LEASE_FILE,
         "port": str(names.PORT_POSTGRES),
         "restart_after_crash": "on",
         "shared_preload_libraries": preload_libraries(config),
+        "synchronous_standby_names": synchronous,
         "unix_socket_directories": names.PG_SOCKET_DIR,
         # pg_rewind needs it where data checksums are off.
         "wal_log_hints": "on",
@@ -90,12 +133,10 @@ def quote(value: str) -> str:
     return "'" + value.replace("\\", "\\\\").replace("'", "''") + "'"
 
 
-def postgresql_conf(config: ClusterConfig, *, instance: str) -> str:
+def postgresql_conf(config: ClusterConfig, *, instance: str, synchronous: str = "") -> str:
     """`postgresql.conf` of an instance."""
-    lines = [
-        f"{name} = {quote(value)}"
-        for name, value in sorted(parameters(config, instance=instance).items())
-    ]
+    values = parameters(config, instance=instance, synchronous=synchronous)
+    lines = [f"{name} = {quote(value)}" for name, value in sorted(values.items())]
     return "\n".join(lines) + "\n"
 
 

@@ -95,7 +95,8 @@ def repmgr_conf(config: ClusterConfig, *, instance: str, data_directory: str = n
         "service_stop_command": f"{client} service stop",
         "service_restart_command": f"{client} service restart",
         "service_reload_command": f"{client} service reload",
-        "ssh_options": "-q",
+        # `ssh` is the agent's own program: node/ssh.py.
+        "ssh_options": "-q -o ConnectTimeout=5",
     }
     return "".join(f"{key}='{_escape(value)}'\n" for key, value in settings.items())
 

@@ -22,9 +22,9 @@ def manifests(cluster: PgCluster, token: Callable[[], str] = _token) -> list[Man
     """All Secrets of a cluster with new passwords; to be created only where they do not exist."""
     pooler = {"auth-password": token(), "admin-password": token(), "stats-password": token()}
     return [
-        _secret(cluster, names.secret_repmgr(cluster.name), {"password": token()}),
-        _secret(cluster, names.secret_pooler(cluster.name), pooler),
-        _secret(cluster, names.secret_app(cluster.name), application(cluster, token())),
+        secret(cluster, names.secret_repmgr(cluster.name), {"password": token()}),
+        secret(cluster, names.secret_pooler(cluster.name), pooler),
+        secret(cluster, names.secret_app(cluster.name), application(cluster, token())),
     ]
 
 
@@ -86,7 +86,8 @@ def _pgpass(*parts: str) -> str:
     return ":".join(part.replace("\\", "\\\\").replace(":", "\\:") for part in parts) + "\n"
 
 
-def _secret(cluster: PgCluster, name: str, data: dict[str, str]) -> Manifest:
+def secret(cluster: PgCluster, name: str, data: dict[str, str]) -> Manifest:
+    """A Secret of the cluster with these texts."""
     return {
         "apiVersion": "v1",
         "kind": "Secret",

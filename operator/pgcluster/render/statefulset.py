@@ -58,6 +58,7 @@ def _pod(cluster: PgCluster, image: str) -> Manifest:
             {"name": "config", "configMap": {"name": names.config_map(cluster.name)}},
             pods.secret_volume("repmgr", names.secret_repmgr(cluster.name)),
             pods.secret_volume("pooler", names.secret_pooler(cluster.name)),
+            pods.secret_volume("peers", names.secret_peers(cluster.name)),
             pods.token_volume(),
         ],
         **pods.scheduling(cluster, names.COMPONENT_POSTGRES),
@@ -73,6 +74,7 @@ def _container(cluster: PgCluster, image: str) -> Manifest:
         {"name": "config", "mountPath": names.CONFIG_DIR, "readOnly": True},
         pods.secret_mount("repmgr"),
         pods.secret_mount("pooler"),
+        pods.secret_mount("peers"),
         pods.token_mount(),
     ]
     if cluster.spec.storage.wal_size is not None:
@@ -93,6 +95,7 @@ def _container(cluster: PgCluster, image: str) -> Manifest:
         "ports": [
             {"name": "postgres", "containerPort": names.PORT_POSTGRES},
             {"name": "agent", "containerPort": names.PORT_AGENT},
+            {"name": "peers", "containerPort": names.PORT_PEER},
         ],
         # Only that the agent's loop turns: a database that recovers or clones for hours is alive.
         "livenessProbe": pods.probe(

@@ -41,6 +41,10 @@ class Repmgr:
             deadline_s=60,
         )
 
+    async def standby_unregister(self, node_id: int) -> Result:
+        """Forget the standby with this node id, which need not be there any more."""
+        return await self._run("standby", "unregister", f"--node-id={node_id}", deadline_s=60)
+
     async def standby_clone(self, host: str, *, extra: tuple[str, ...] = ()) -> Result:
         """Copy the server on `host` into the data directory that the configuration names.
 

@@ -1,7 +1,8 @@
-"""Who takes over when the Lease is free and nobody does. Pure.
+"""Who may become primary, and who should when nobody does. Pure.
 
-repmgrd's election is one-shot: cancelled or failed, it is never held again. This one is run by
-every agent, as often as it takes, over what the agents tell each other.
+repmgrd's election is one-shot: cancelled or failed, it is never held again, and it counts active
+siblings only. This one is run by every agent, as often as it takes, over what the agents tell each
+other. The promotion gate asks the same rules of the one instance that stands before it.
 """
 
 from __future__ import annotations
@@ -11,7 +12,9 @@ from dataclasses import dataclass
 
 from pgcluster.api import names
 from pgcluster.api.wal import WalPoint
-from pgcluster.topology.lease import Mark
+from pgcluster.topology import quorum
+from pgcluster.topology.lease import LeaseRecord, Mark
+from pgcluster.topology.quorum import Quorum
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,6 +28,42 @@ class Candidate:
     point: WalPoint | None
     # It answers, but is not to be chosen: being deleted, cloning, refused.
     barred: bool = False
+    # It has read all its WAL, so that `point` is what it has, and not the least that it has.
+    exact: bool = True
+
+
+@dataclass(frozen=True, slots=True)
+class Rules:
+    """What the cluster demands of its next primary.
+
+    `members` is how many instances it has; `forced` the one that a person has named to be promoted
+    whatever is missing.
+    """
+
+    members: int
+    mark: Mark
+    maximum_lag_bytes: int
+    quorums: tuple[Quorum, ...] | None = ()
+    forced: str | None = None
+
+    @classmethod
+    def of(
+        cls,
+        record: LeaseRecord,
+        *,
+        members: int,
+        maximum_lag_bytes: int,
+        forced: tuple[str, int] | None = None,
+    ) -> Rules:
+        """Those of a Lease. `forced`: an instance and the epoch that it was named in, since one
+        that was named in an earlier epoch is not meant any more."""
+        return cls(
+            members=members,
+            mark=record.mark,
+            maximum_lag_bytes=maximum_lag_bytes,
+            quorums=record.quorums,
+            forced=forced[0] if forced and forced[1] == record.epoch else None,
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,31 +102,68 @@ def below_mark(point: WalPoint | None, mark: Mark, maximum_lag_bytes: int) -> st
     return None
 
 
+def unfit(pod: str, candidates: Mapping[str, Candidate], rules: Rules) -> str | None:
+    """Why an instance may not become primary, given all that answered; None where it may.
+
+    Never one of a foreign system. Beyond that, unless a person has named it: never one below the
+    mark; never without a majority, unless it provably has everything, or there are only two; and
+    with synchronous replication only the most advanced of as many as prove that no acknowledged
+    commit is missing.
+    """
+    candidate = candidates[pod]
+    if candidate.barred:
+        return "it is not fit at the moment"
+    if candidate.point is None:
+        return "it has no data"
+    mark = rules.mark
+    if mark.system_identifier not in (None, candidate.system_identifier):
+        return f"its system identifier {candidate.system_identifier} is foreign"
+    if rules.forced == pod:
+        return None
+    if reason := below_mark(candidate.point, mark, rules.maximum_lag_bytes):
+        return reason
+    if mark.final and mark.point is not None and candidate.point >= mark.point:
+        return None
+    if len(candidates) * 2 <= rules.members and rules.members > 2:
+        return f"only {len(candidates)} of {rules.members} instances answer, a majority is needed"
+    if not quorum.promises(rules.quorums):
+        return None
+    known = {
+        other: each.point
+        for other, each in candidates.items()
+        if each.point is not None
+        and each.exact
+        and mark.system_identifier in (None, each.system_identifier)
+    }
+    if reason := quorum.unproven(rules.quorums, known.keys()):
+        return reason
+    members = {member for each in rules.quorums or () for member in each.members}
+    ahead = [other for other in sorted(members & known.keys()) if known[other] > candidate.point]
+    return f"{ahead[0]} has more" if ahead else None
+
+
 def elect(
-    candidates: Mapping[str, Candidate], *, members: int, mark: Mark, maximum_lag_bytes: int
+    candidates: Mapping[str, Candidate], rules: Rules, *, patient: bool = False
 ) -> Elected | NoElection:
     """Choose among the instances that answered (pod name → candidate), the caller included.
 
-    Invariants: never without a majority of `members`, never an instance of a foreign system,
-    never one below the mark; among the rest the most advanced (timeline, then position), then the
-    lowest ordinal. Every agent that sees the same candidates chooses the same.
+    Invariant: nobody who is unfit. Among the rest the most advanced (timeline, then position), then
+    the lowest ordinal, so that every agent that sees the same candidates chooses the same.
+    `patient`: an instance that is still reading its WAL, and may have more, is waited for.
     """
-    if len(candidates) * 2 <= members:
-        return NoElection(
-            f"only {len(candidates)} of {members} instances answer, a majority is needed"
-        )
-    refused: list[str] = []
-    fit: list[tuple[WalPoint, int, str]] = []
-    for pod, candidate in sorted(candidates.items()):
-        if candidate.barred or candidate.point is None:
-            continue
-        if mark.system_identifier not in (None, candidate.system_identifier):
-            refused.append(f"{pod}: system identifier {candidate.system_identifier} is foreign")
-        elif reason := below_mark(candidate.point, mark, maximum_lag_bytes):
-            refused.append(f"{pod}: {reason}")
-        else:
-            fit.append((candidate.point, -names.ordinal(pod), pod))
+    late = [pod for pod, each in sorted(candidates.items()) if not (each.exact or each.barred)]
+    if patient and late and rules.forced is None:
+        return NoElection(f"{late[0]} is still reading its WAL")
+    reasons = {pod: unfit(pod, candidates, rules) for pod in sorted(candidates)}
+    fit = [
+        (each.point, -names.ordinal(pod), pod)
+        for pod, each in candidates.items()
+        if reasons[pod] is None and each.point is not None
+    ]
+    if rules.forced is not None:
+        fit = [each for each in fit if each[2] == rules.forced]
     if not fit:
-        return NoElection("no instance is fit to be primary: " + ("; ".join(refused) or "no data"))
+        told = "; ".join(f"{pod}: {reason}" for pod, reason in reasons.items() if reason)
+        return NoElection(f"no instance may become primary ({told or 'none answers'})")
     point, _, pod = max(fit)
     return Elected(pod, f"{pod} is the most advanced of {len(candidates)} ({point})")

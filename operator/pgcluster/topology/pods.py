@@ -36,3 +36,22 @@ def reads(pod: Mapping[str, Any], streaming: Collection[str] | None = None) -> b
         and "deletionTimestamp" not in pod["metadata"]
         and any(c["type"] == "Ready" and c["status"] == "True" for c in conditions)
     )
+
+
+def ended(pod: Mapping[str, Any], container: str, *, for_good: bool) -> bool:
+    """Whether the kubelet says that the very container that wrote `container` has ended.
+
+    It repeats what a container left as its termination message, so this needs neither clocks nor
+    counters. `for_good`: and that it is not being started again right now.
+    """
+    status = pod.get("status") or {}
+    for each in status.get("containerStatuses") or ():
+        states = [each.get("state") or {}, each.get("lastState") or {}]
+        if any((s.get("terminated") or {}).get("message") == container for s in states):
+            waiting = (states[0].get("waiting") or {}).get("reason")
+            return not for_good or (
+                status.get("phase") in ("Failed", "Succeeded")
+                or waiting == "CrashLoopBackOff"
+                or "deletionTimestamp" in pod["metadata"]
+            )
+    return False

@@ -216,6 +216,7 @@ class Client:
             now_s,
             max(lasts) if lasts else None,
         )
+        lasts_of_all = [times[-1] for times, _, _ in slices if len(times)]
         per_writer = [longest_gap(times, since_s, now_s, before)[0] for times, _, before in slices]
         failures = sorted(
             (f for w in self.writers for f in list(w.failures) if f.monotonic_s >= since_s),
@@ -228,6 +229,7 @@ class Client:
             "now": utc(),
             "seconds": round(now_s - since_s, 3),
             "acknowledged": acknowledged,
+            "last_acknowledged": utc(max(lasts_of_all) - now_s) if lasts_of_all else None,
             "per_second": round(acknowledged / max(now_s - since_s, 1e-9), 1),
             "errors": len(failures),
             "writers_with_an_error": sorted({failure.writer for failure in failures}),

@@ -44,6 +44,8 @@ EVERY_S = 0.1
 # A standby is asked for its role each time and for a write this often: each refusal is two lines
 # in its log, and pg_is_in_recovery() is the very thing that refuses.
 TRY_STANDBY_EVERY_S = 2.0
+# An address that was an instance's may become a pooler's, which refuses our options in its log.
+NO_INSTANCE = "unsupported startup parameter"
 SERVICE_ACCOUNT = Path("/var/run/secrets/kubernetes.io/serviceaccount")
 
 ROLE: LiteralString = """
@@ -153,7 +155,8 @@ class Probe(threading.Thread):
             self.target.answered_s = ended_s
             self.target.saw(outcome, ended_s)
             self.target.attempts.append((started_s, ended_s, outcome))
-            due_s = max(due_s + EVERY_S, ended_s)
+            every_s = TRY_STANDBY_EVERY_S if outcome.endswith(NO_INSTANCE) else EVERY_S
+            due_s = max(due_s + every_s, ended_s)
             time.sleep(due_s - ended_s)
 
     def _attempt(self) -> str:
@@ -218,6 +221,7 @@ def _shortly(error: Exception) -> str:
         "authentication failed",
         "does not exist",
         "too many",
+        NO_INSTANCE,
     ):
         if sign.lower() in text.lower():
             return f"down: {sign.lower()}"
@@ -312,7 +316,11 @@ class Watcher:
             "to": utc(ended_s),
             "seconds": round(ended_s - started_s, 3),
             "reigns": [one.describe(), other.describe()],
-            "attempts": [f"{utc(a)} to {utc(b)} {text}" for a, b, text in around[:200]],
+            # How it began, and how it ended.
+            "attempts": [
+                f"{utc(a)} to {utc(b)} {text}"
+                for a, b, text in (around if len(around) <= 200 else around[:100] + around[-100:])
+            ],
         }
 
     def accepted_any(self) -> bool:

@@ -1,0 +1,105 @@
+"""Synchronous replication of one instance: what its commits wait for, and what the Lease says.
+
+A change is made in three steps, each after the other is seen: the Lease lists the old and the new
+quorum, postgres loads the new one, the Lease lists it alone. Whoever is promoted in between has to
+satisfy both, so it does not matter where a crash comes.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Collection
+from dataclasses import replace
+
+from pgcluster.api import names
+from pgcluster.api.config import ClusterConfig
+from pgcluster.topology import quorum
+from pgcluster.topology.quorum import Quorum
+
+log = logging.getLogger(__name__)
+
+
+def as_primary(config: ClusterConfig, instance: str) -> Quorum:
+    """What the commits of an instance are to wait for when it is the primary."""
+    if config.synchronous.mode == "none":
+        return Quorum(0)
+    instances = [names.pod(config.name, ordinal) for ordinal in range(config.instances)]
+    return quorum.wanted(config.synchronous.standbys, primary=instance, instances=instances)
+
+
+def target(config: ClusterConfig, instance: str, streaming: Collection[str]) -> Quorum:
+    """What the commits of a primary are to wait for now, with these standbys streaming from it.
+
+    Where they may not block they wait for as many standbys as there are, down to none.
+    """
+    full = as_primary(config, instance)
+    if not config.synchronous.degrade or full.standbys == 0:
+        return full
+    there = sum(pod in streaming for pod in full.members)
+    standbys = min(full.standbys, there)
+    return replace(full, standbys=standbys) if standbys else Quorum(0)
+
+
+class Synchronous:
+    """The quorum that is in force here, and the one that is to be."""
+
+    def __init__(self, instance: str) -> None:
+        self._instance = instance
+        # What postgres was last seen to have loaded; None before it was seen.
+        self._loaded: Quorum | None = None
+        self._next: Quorum | None = None
+        # What the configuration file says.
+        self._written: Quorum | None = None
+
+    def setting(self, config: ClusterConfig) -> str:
+        """Value of `synchronous_standby_names` for the configuration file."""
+        if self._written is None:
+            self._written = as_primary(config, self._instance)
+        return self._written.setting()
+
+    def quorums(self, config: ClusterConfig) -> tuple[Quorum, ...]:
+        """All that commits of this instance may rest on from now on, for the Lease."""
+        found = {self._loaded, self._next, self._written}
+        if self._loaded is None:
+            found.add(as_primary(config, self._instance))
+        return tuple(sorted(each for each in found if each is not None))
+
+    def loaded(self, setting: str) -> None:
+        """Take note of what postgres has loaded."""
+        self._loaded = quorum.of_setting(setting)
+
+    def stopped(self) -> None:
+        """postgres does not run: its next start loads the file."""
+        self._loaded = None
+        self._next = None
+
+    def follow(self, config: ClusterConfig) -> bool:
+        """As a standby: be ready to become the primary; whether the file is to be written anew."""
+        self._next = None
+        wanted = as_primary(config, self._instance)
+        changed = self._written != wanted
+        self._written = wanted
+        return changed
+
+    def lead(
+        self,
+        config: ClusterConfig,
+        streaming: Collection[str],
+        listed: tuple[Quorum, ...] | None,
+    ) -> bool:
+        """As the primary: the next step of a change, given what the Lease lists.
+
+        Whether the file is to be written anew and loaded.
+        """
+        wanted = target(config, self._instance, streaming)
+        if self._loaded == wanted == self._written:
+            self._next = None
+            return False
+        if self._next != wanted:
+            log.info("commits are to wait for %s", wanted.setting() or "nobody")
+            self._next = wanted
+        safe = {each for each in (self._loaded, self._written, wanted) if each is not None}
+        if listed is None or not safe <= set(listed) or self._written == wanted:
+            return False
+        self._written = wanted
+        return True

@@ -1,0 +1,1 @@
+"""What a fault costs an application: each case many times, as distributions. See `make bench`."""

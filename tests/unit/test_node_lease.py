@@ -1,0 +1,277 @@
+"""Keeping the Lease: two keepers against one API in memory, which may go away."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Mapping
+from typing import Any
+
+import pytest
+
+from pgcluster.api import names
+from pgcluster.api.config import LeaseConfig
+from pgcluster.api.wal import Lsn, WalPoint
+from pgcluster.kube.client import KubeClient
+from pgcluster.kube.errors import Unavailable
+from pgcluster.kube.resources import LEASES, Resource
+from pgcluster.node import lease as module
+from pgcluster.node.lease import LeaseKeeper
+from pgcluster.topology.lease import LeaseRecord, Mark
+from pgcluster.topology.quorum import Quorum
+from tests.unit.fakekube import FakeKube
+
+QUORUM = Quorum(1, ("shop-1", "shop-2"))
+
+
+class Clock:
+    def __init__(self) -> None:
+        self.now_s = 100.0
+
+    def __call__(self) -> float:
+        return self.now_s
+
+
+class Api(FakeKube):
+    """`away`: nobody answers; `mute`: requests take effect, and their answers never come."""
+
+    away = False
+    mute = False
+
+    def _request(self) -> None:
+        if self.away:
+            raise Unavailable(0, "Unreachable", "the API server does not answer")
+        super()._request()
+
+    async def replace(self, resource: Resource, manifest: Mapping[str, Any]) -> dict[str, Any]:
+        written = await super().replace(resource, manifest)
+        if self.mute:
+            await asyncio.sleep(3600)
+        return written
+
+
+class Member(LeaseKeeper):
+    """A keeper with what an instance would give it; `others` are asked in a failsafe."""
+
+    def __init__(self, api: Api, me: str) -> None:
+        self.others: list[Member] = []
+        self.reachable = True
+        self.fence_s: list[float] = []
+        self.mark = Mark("7001", WalPoint(2, Lsn(1000)))
+        super().__init__(
+            api,  # type: ignore[arg-type] # speaks the client's interface
+            cluster="shop",
+            namespace="test",
+            me=me,
+            timing=LeaseConfig,
+            mark=lambda: self.mark,
+            quorums=lambda: (QUORUM,),
+            container=f"word of {me}",
+            failsafe=self._ask_others,
+            renewed=self.fence_s.append,
+            changed=asyncio.Event(),
+        )
+
+    async def _ask_others(self, record: LeaseRecord) -> bool:
+        return all(other.reachable and other.acknowledge(record) is None for other in self.others)
+
+    async def look(self) -> None:
+        await self._read()
+
+    async def renew(self) -> None:
+        await self._renew(LeaseConfig())
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
+    clock = Clock()
+    monkeypatch.setattr(module, "monotonic_s", clock)
+    return clock
+
+
+@pytest.fixture
+def api() -> Api:
+    api = Api()
+    put_lease(api)
+    return api
+
+
+def put_lease(api: Api, *, holder: str = "", epoch: int = 0, uid: str = "first") -> None:
+    api.put(
+        LEASES,
+        {
+            "metadata": {"name": names.primary_lease("shop"), "namespace": "test", "uid": uid},
+            "spec": {"holderIdentity": holder, "leaseTransitions": epoch},
+        },
+    )
+
+
+async def members(api: Api) -> tuple[Member, Member, Member]:
+    found = [Member(api, f"shop-{n}") for n in range(3)]
+    for member in found:
+        member.others = [other for other in found if other is not member]
+        await member.look()
+    first, second, third = found
+    assert await first.take()
+    for member in found:
+        await member.look()
+    return first, second, third
+
+
+def test_the_client_is_what_the_keeper_takes() -> None:
+    assert all(hasattr(KubeClient, name) for name in ("get", "replace", "watch"))
+
+
+async def test_the_holder_writes_its_mark_its_quorum_and_its_containers_word(
+    api: Api, clock: Clock
+) -> None:
+    first, second, _ = await members(api)
+    assert second.view is not None
+    record = second.view.record
+    assert (record.holder, record.epoch, record.container) == ("shop-0", 1, "word of shop-0")
+    assert record.mark == first.mark
+    assert record.quorums == (QUORUM,)
+    first.mark = Mark("7001", WalPoint(2, Lsn(2000)), final=True)
+    assert await first.release()
+    await second.look()
+    record = second.view.record
+    assert (record.holder, record.last_holder) == ("", "shop-0")
+    assert record.mark == first.mark
+
+
+async def test_validity_counts_from_before_the_request(api: Api, clock: Clock) -> None:
+    first, _, _ = await members(api)
+    clock.now_s += 1
+    await first.renew()
+    assert first.fence_s[-1] == clock.now_s + 4
+    clock.now_s += 4
+    assert not first.holding()
+
+
+async def test_a_held_lease_is_not_taken_until_it_was_watched_for_its_duration(
+    api: Api, clock: Clock
+) -> None:
+    _, second, _ = await members(api)
+    clock.now_s += 5.9
+    assert not await second.take()
+    clock.now_s += 0.2
+    assert await second.take()
+    assert second.epoch == 2
+    assert second.taken_over
+
+
+async def test_while_the_api_is_away_all_others_words_keep_a_primary_writing(
+    api: Api, clock: Clock
+) -> None:
+    first, second, third = await members(api)
+    api.away = True
+    for _ in range(20):
+        clock.now_s += 1
+        await first.renew()
+        assert first.holding()
+    assert first.failsafe_since_s is not None
+    for other in (second, third):
+        assert other.view is not None
+        assert not other.view.free(clock.now_s), "who acknowledges does not take it"
+    api.away = False
+    assert not await second.take()
+    await first.renew()
+    assert first.failsafe_since_s is None
+
+
+async def test_one_silent_instance_is_enough_to_end_a_failsafe(api: Api, clock: Clock) -> None:
+    first, second, third = await members(api)
+    api.away = True
+    third.reachable = False
+    clock.now_s += 1
+    await first.renew()
+    clock.now_s += 3
+    await first.renew()
+    assert not first.holding(), "the one that was not heard may be taking the Lease"
+    api.away = False
+    clock.now_s += 6.1
+    assert await third.take()
+    clock.now_s += 0.1
+    assert not await second.take()
+
+
+async def test_a_promise_outlives_a_lost_answer_of_the_api(api: Api, clock: Clock) -> None:
+    first, second, _ = await members(api)
+    # The second one takes an expired Lease; the API does it, but its answer is lost.
+    clock.now_s += 6.1
+    api.mute = True
+    with pytest.raises(TimeoutError):
+        async with asyncio.timeout(0.05):
+            await second.take()
+    api.mute = False
+    # Meanwhile the first was heard directly, and goes on for as long as it was promised.
+    assert second.acknowledge(LeaseRecord("shop-0", 1, 6.0, "", first.mark)) is None
+    assert not await second.take(), "although the API server names it as the holder"
+    clock.now_s += 6.1
+    assert await second.take()
+
+
+async def test_a_holder_is_not_acknowledged_once_another_is_known(api: Api, clock: Clock) -> None:
+    first, second, third = await members(api)
+    clock.now_s += 6.1
+    assert await second.take()
+    await third.look()
+    assert first.view is not None
+    old = first.view.record
+    for other in (second, third):
+        assert other.acknowledge(old) is not None
+    current = LeaseRecord("shop-1", 2, 6.0, "", first.mark)
+    assert third.acknowledge(current) is None
+    assert third.acknowledge(LeaseRecord("shop-0", 2, 6.0, "", first.mark)) is not None
+
+
+async def test_an_agent_that_starts_without_the_api_learns_of_the_holder(
+    api: Api, clock: Clock
+) -> None:
+    first, _, _ = await members(api)
+    api.away = True
+    fresh = Member(api, "shop-2")
+    first.others[-1] = fresh
+    clock.now_s += 1
+    await first.renew()
+    assert fresh.view is not None
+    assert fresh.view.record.holder == "shop-0"
+    assert not fresh.view.free(clock.now_s)
+
+
+async def test_a_conflict_of_ones_own_making_costs_one_more_request(api: Api, clock: Clock) -> None:
+    first, _, _ = await members(api)
+    stored = api.find(LEASES, "shop-primary")
+    assert stored is not None
+    api.put(LEASES, {**stored, "metadata": {**stored["metadata"], "labels": {"touched": "yes"}}})
+    clock.now_s += 3
+    await first.renew()
+    assert first.fence_s[-1] == clock.now_s + 4
+
+
+async def test_a_deleted_lease_is_taken_back_by_its_holder_and_by_nobody_else_at_once(
+    api: Api, clock: Clock
+) -> None:
+    first, second, _ = await members(api)
+    del api.objects["leases", "test", "shop-primary"]
+    for member in (first, second):
+        await member.look()
+    clock.now_s += 1
+    await first.renew()
+    assert first.holding(), "by the word of the others"
+    put_lease(api, uid="second", epoch=1)
+    for member in (second, first):
+        await member.look()
+    assert not await second.take()
+    clock.now_s += 1
+    await first.renew()
+    assert first.holding()
+    assert first.epoch == 2
+    await second.look()
+    assert second.view is not None
+    assert second.view.record.holder == "shop-0"
+
+
+async def test_the_proven_end_of_a_container_frees_its_lease(api: Api, clock: Clock) -> None:
+    _, second, _ = await members(api)
+    assert not await second.take(ended="word of somebody else")
+    assert await second.take(ended="word of shop-0")

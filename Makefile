@@ -51,6 +51,10 @@ install: load ## … and the CRD and the operator onto the cluster
 e2e: bootstrap cluster install ## the end-to-end tests alone (ARGS="-k failover"), on a cluster that stays
 	@KUBECONFIG=$$($(BUILD)/cluster kubeconfig) $(VENV)/pytest tests/e2e $(ARGS)
 
+e2e-full: export E2E_FULL := 1
+e2e-full: bootstrap cluster install ## … each fault as often and as long as its row of acceptance says: hours
+	@KUBECONFIG=$$($(BUILD)/cluster kubeconfig) $(VENV)/pytest tests/e2e $(ARGS)
+
 bench: ## what a fault costs, as distributions (CASE=node-off RUNS=20 SYNC=quorum ARGS=--append)
 	@$(BUILD)/bench bench $(CASE) --runs $(or $(RUNS),20) $(if $(SEED),--seed $(SEED)) $(if $(SYNC),--synchronous $(SYNC)) $(ARGS)
 
@@ -59,10 +63,6 @@ bench-table: bootstrap ## … and its tables, for docs/performance.md
 
 chaos: ## a random sequence of faults until one breaks what must be true (FAULTS=200 SEED=n SYNC=quorum)
 	@$(BUILD)/bench chaos --faults $(or $(FAULTS),200) $(if $(SEED),--seed $(SEED)) $(if $(SYNC),--synchronous $(SYNC)) $(ARGS)
-e2e-full: export E2E_FULL := 1
-e2e-full: bootstrap cluster install ## … each fault as often and as long as its row of acceptance says: hours
-	@KUBECONFIG=$$($(BUILD)/cluster kubeconfig) $(VENV)/pytest tests/e2e $(ARGS)
-
 bootstrap: ## the Python environment in .venv
 	@$(BUILD)/bootstrap
 

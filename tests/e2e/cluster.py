@@ -72,8 +72,12 @@ class Cluster:
 
         return eventually(ready, within=within, what=f"PgCluster {self.name} is Ready")
 
-    def condition_says(self, words: str, *, within: float = 60) -> None:
-        """Wait until a condition of the present generation has these words (a pattern)."""
+    def condition_says(self, words: str, *, within: float = 60) -> float:
+        """Wait until a condition of the present generation has these words (a pattern).
+
+        Returns how long that took, in seconds.
+        """
+        started_s = time.monotonic()
 
         def told() -> bool:
             document = self.get()
@@ -87,6 +91,7 @@ class Cluster:
             return True
 
         eventually(told, within=within, what=f"a condition of {self.name} says {words!r}")
+        return time.monotonic() - started_s
 
     def delete(self) -> None:
         """Delete the PgCluster and wait until everything it owned is gone."""

@@ -13,7 +13,6 @@ from tests.e2e.cluster import Cluster, describe
 from tests.e2e.extent import lasting
 from tests.e2e.kubectl import KubectlError
 from tests.e2e.ordeal import Ordeals
-from tests.e2e.report import Report
 from tests.e2e.waiting import eventually, stays
 
 pytestmark = pytest.mark.disturbs
@@ -57,7 +56,7 @@ def _stopped_backup_from(shop: Cluster, *sources: str) -> Iterator[Future[str]]:
                 shop.exec(source, "pkill", "-f", "stop-the-sender$", check=False)
 
 
-def test_a_slow_clone_is_told_of_and_not_restarted(ordeals: Ordeals, report: Report) -> None:
+def test_a_slow_clone_is_told_of_and_not_restarted(ordeals: Ordeals) -> None:
     shop = ordeals.cluster
     ordeal = ordeals.begin("slow clone")
     standby = next(pod for pod in shop.instances() if pod != ordeal.primary)

@@ -27,7 +27,8 @@ def test_an_old_primary_whose_node_comes_back_never_writes_and_rejoins(
     reads = reader.mark()
     with nodes.switched_off(shop.node_of(old)):
         ordeal.writes_again()
-        shop.condition_says(f"InstancesNotReady.*{old}", within=60)
+        told_s = shop.condition_says(f"InstancesNotReady.*{old}", within=60)
+        report.measured("primary's node switched off: status, after the writes", told_s, "s")
         new = shop.status()["primary"]
         assert new != old
     outcome = ordeal.ended(may_lose=True)
@@ -77,14 +78,15 @@ def test_the_read_only_pool_does_without_the_deleted_primary(
 
 
 def test_a_standby_that_alone_does_not_reach_the_primary_is_not_promoted(
-    ordeals: Ordeals,
+    ordeals: Ordeals, report: Report
 ) -> None:
     shop = ordeals.cluster
     ordeal = ordeals.begin("path between primary and one standby cut")
     standby = next(pod for pod in shop.instances() if pod != ordeal.primary)
     epoch = shop.status()["epoch"]
     with nodes.path_cut(shop.node_of(ordeal.primary), shop.address_of(standby)):
-        shop.condition_says(f"InstancesNotReady.*{standby}", within=60)
+        told_s = shop.condition_says(f"InstancesNotReady.*{standby}", within=60)
+        report.measured("path between primary and one standby cut: until told", told_s, "s")
         stays(lambda: shop.holder() == ordeal.primary, for_s=lasting(60, short_s=10), every=2)
     outcome = ordeal.ended()
     assert outcome.after == outcome.before

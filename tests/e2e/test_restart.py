@@ -10,7 +10,6 @@ from pgcluster.api import names
 from tests.e2e import nodes
 from tests.e2e.cluster import Cluster, describe
 from tests.e2e.kubectl import Kubectl
-from tests.e2e.observing import Client
 from tests.e2e.ordeal import Ordeals
 from tests.e2e.report import Report
 from tests.e2e.waiting import eventually, stays
@@ -139,7 +138,7 @@ def _pending(shop: Cluster, pod: str) -> bool:
 
 @DISTURBS_ALL
 def test_of_three_instances_the_last_one_reads_and_is_promoted_by_a_person(
-    ordeals: Ordeals, system: Kubectl, client: Client, report: Report
+    ordeals: Ordeals, system: Kubectl, report: Report
 ) -> None:
     shop = ordeals.cluster
     ordeal = ordeals.begin("two of three nodes gone, the third promoted by hand")
@@ -147,7 +146,8 @@ def test_of_three_instances_the_last_one_reads_and_is_promoted_by_a_person(
     gone = [shop.node_of(pod) for pod in shop.instances() if pod != survivor]
     rows = int(shop.value(survivor, "SELECT count(*) FROM pgcluster_client", "app"))
     with nodes.switched_off(*gone):
-        shop.condition_says("NoPrimary.*forcePromotion", within=90)
+        told_s = shop.condition_says("NoPrimary.*forcePromotion", within=90)
+        report.measured("two of three nodes gone: until the status tells", told_s, "s")
         status = shop.status()
         assert status.get("primary") is None, describe(status)
         assert status["summary"] == "NoPrimary", describe(status)

@@ -34,7 +34,7 @@ _PATIENCE_S = 10.0
 # A postgres that does not answer over its socket for so long hangs.
 _HUNG_S = 15.0
 _PROMOTE_GIVE_UP_S = 30.0
-_FOLLOW_AFTER_S = 3.0
+_FOLLOW_AFTER_S = 2.0
 _REJOIN_AFTER_S = 20.0
 
 

@@ -42,7 +42,7 @@ class Bench:
         """Run `case` until its file has `runs` runs."""
         self._crashes_end_in(case.on_crash)
         self._world.renew_client()
-        verified = self._world.client.ask("/verify")
+        verified = self._world.client.verified()
         for number in range(len(file.runs) + 1, runs + 1):
             run, verified = self._once(case, number, verified)
             file.add(run)
@@ -70,7 +70,7 @@ class Bench:
         after = around.settled(within=SETTLED_WITHIN_S)
         settled_s = time.monotonic() - started_s
         counted = around.client.stats(mark["mark"])
-        found = around.client.ask("/verify")
+        found = around.client.verified()
         seen = around.watcher.stats()
         run = Run(
             number=number,

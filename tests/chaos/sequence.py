@@ -77,7 +77,7 @@ class Chaos:
         try:
             self._primary = self._world.settled(within=SETTLED_WITHIN_S)
             self._timeline = self._world.cluster.status()["timeline"]
-            self._lost = self._world.client.ask("/verify")["lost"]
+            self._lost = self._world.client.verified()["lost"]
             self._calm = self._world.client.mark()
             for count, step in enumerate(steps, start=1):
                 self._report.outcomes.append(self._step(step))
@@ -226,7 +226,7 @@ class Chaos:
 
     def _rows_lost(self) -> int:
         """How many acknowledged rows went missing since the last look."""
-        found = self._world.client.ask("/verify")
+        found = self._world.client.verified()
         if found["doubled"]:
             raise BrokenError(f"rows are there twice: {found}")
         counts = self._rows_by_client()
@@ -250,7 +250,7 @@ class Chaos:
         self._world.renew_client()
         self._earlier_rows = self._rows_by_client()
         # Rows of the new client itself, which wrote meanwhile, are its own to look for.
-        self._lost = self._world.client.ask("/verify")["lost"]
+        self._lost = self._world.client.verified()["lost"]
         self._calm = self._world.client.mark()
 
     def _rows_by_client(self) -> dict[str, int]:

@@ -151,7 +151,7 @@ class Kubectl:
             raise KubectlError(arguments, result.returncode, result.stdout, result.stderr)
         return result
 
-    def http(self, pod: str, port: int, path: str) -> str:
+    def http(self, pod: str, port: int, path: str, *, timeout_s: float = 60.0) -> str:
         """GET from a pod's port, through the API server."""
         base = f"/api/v1/namespaces/{self.namespace}/pods/{pod}:{port}/proxy"
-        return self.run("get", "--raw", base + path)
+        return self.run("get", "--raw", base + path, timeout_s=timeout_s)

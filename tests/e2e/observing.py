@@ -49,9 +49,10 @@ class Observer:
         """What was seen since the mark."""
         return self.ask("/stats" + (f"?since={quote(since)}" if since else ""))
 
-    def ask(self, path: str) -> dict[str, Any]:
+    def ask(self, path: str, *, timeout_s: float = 60.0) -> dict[str, Any]:
         """GET from the observer."""
-        answer: dict[str, Any] = json.loads(self.kubectl.http(self.pod, _PORT, path))
+        text = self.kubectl.http(self.pod, _PORT, path, timeout_s=timeout_s)
+        answer: dict[str, Any] = json.loads(text)
         return answer
 
     def stop(self) -> None:
@@ -156,9 +157,14 @@ class Client(Observer):
             node=node,
         )
 
+    def verified(self) -> dict[str, Any]:
+        """How many acknowledged rows the primary has, and which it lacks."""
+        # After an outage of the API server the Service that it asks by is itself late.
+        return self.ask("/verify", timeout_s=200)
+
     def assert_nothing_lost(self) -> dict[str, Any]:
         """Every acknowledged row is on the primary, once."""
-        found = self.ask("/verify")
+        found = self.verified()
         assert found["acknowledged"] > 0, found
         assert found["lost"] == 0, f"acknowledged rows are missing: {found}"
         assert found["doubled"] == 0, f"rows are there twice: {found}"
@@ -214,6 +220,11 @@ class Watcher(Observer):
         seen = self.stats()
         assert not seen["two_primaries"], "two primaries:\n" + json.dumps(seen, indent=1)
         return seen
+
+    def first_write(self, since: str, pod: str) -> str:
+        """The time of day of the first write that an instance accepted since the mark."""
+        reigns = self.stats(since)["reigns"]
+        return str(next(reign["from"] for reign in reigns if reign["instance"] == pod))[:12]
 
     service_account = "e2e-watcher"
 

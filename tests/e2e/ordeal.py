@@ -90,7 +90,7 @@ class Ordeal:
         counted = self._client.stats(self.mark)
         self._tell(counted)
         self._watcher.assert_one_primary()
-        found = self._client.ask("/verify")
+        found = self._client.verified()
         if may_lose:
             self._report.measured(f"{self.name}: acknowledged rows lost", found["lost"])
         else:

@@ -76,7 +76,7 @@ def test_a_killed_postmaster_fails_over_and_the_neighbour_is_not_touched(
     name = "postmaster killed, onCrash failover"
     report.measured(f"{name}: longest gap", counted["longest_gap_s"], "s")
     report.measured(f"{name}: errors of 8 writers", counted["errors"])
-    found = client.ask("/verify")
+    found = client.verified()
     report.measured(f"{name}: acknowledged rows lost", found["lost"])
     assert after != before
     assert counted["longest_gap_s"] < 30, counted

@@ -1,13 +1,11 @@
-"""Nodes are lost, or the paths between them (A21, A22, A32, A36, S10).
-
-Cut off with its clients (A23): test_synchronous.py.
-"""
+"""Nodes are lost, or the paths between them (A21, A22, A23, A32, A36, S10)."""
 
 from __future__ import annotations
 
 import pytest
 
 from tests.e2e import nodes
+from tests.e2e.cut_off import cut_the_primary_off
 from tests.e2e.extent import lasting
 from tests.e2e.observing import Reader
 from tests.e2e.ordeal import Ordeals
@@ -55,6 +53,13 @@ def _only_standbys_are_read(ordeals: Ordeals, reader: Reader, primary: str) -> N
         return True
 
     eventually(right, within=60, what="all reads come from standbys")
+
+
+def test_a_primary_that_is_cut_off_with_its_clients_stops_in_time(
+    ordeals: Ordeals, reader: Reader, operator_image: str, report: Report
+) -> None:
+    lasts_s = lasting(90, short_s=25)
+    cut_the_primary_off(ordeals, reader, operator_image, report, lasts_s=lasts_s, may_lose=True)
 
 
 def test_the_read_only_pool_does_without_the_deleted_primary(

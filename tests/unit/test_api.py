@@ -127,6 +127,14 @@ def test_unions_and_tuples_have_no_structural_form() -> None:
         ({"users": [{"name": "pgcluster_pooler"}]}, "spec.users[0].name"),
         ({"users": [{"name": "public"}]}, "spec.users[0].name"),
         (
+            {"pgbouncer": {"parameters": {"query_wait_timeout": "0"}}},
+            "spec.pgbouncer.parameters.query_wait_timeout",
+        ),
+        (
+            {"pgbouncer": {"parameters": {"query_wait_timeout": "for ever"}}},
+            "spec.pgbouncer.parameters.query_wait_timeout",
+        ),
+        (
             {"pgbouncer": {"parameters": {"auth_type": "any"}}},
             "spec.pgbouncer.parameters.auth_type",
         ),

@@ -98,9 +98,18 @@ def test_one_that_has_just_registered_gets_its_time() -> None:
 def test_a_pause_of_the_listener_proves_nothing() -> None:
     world = World()
     world.speaking.clear()
-    assert world.after(3) == ()
+    assert world.after(2) == ()
     assert world.look(after_s=60.0) == ()
-    assert world.after(3) == (A.pod, B.pod)
+    assert world.after(2) == (A.pod, B.pod)
+
+
+def test_a_listener_that_is_slow_notices_later() -> None:
+    world = World()
+    world.look()
+    world.speaking.remove(B)
+    assert world.look(after_s=3.0) == ()
+    assert world.look(after_s=3.0) == ()
+    assert world.look(after_s=3.0) == (B.pod,)
 
 
 def test_a_new_primary_knows_at_once_who_went_down_with_its_predecessor() -> None:

@@ -10,9 +10,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pgcluster.api.config import ClusterConfig, DatabaseConfig
-from pgcluster.pgbouncer.rows import Database, Server
+from pgcluster.pgbouncer.rows import Database, Server, Waiting
 from pgcluster.pooler.decide import (
     LATE_S,
+    LOGINS_WAIT_S,
     MUTE_S,
     RETRY_S,
     STUCK_S,
@@ -156,8 +157,23 @@ def test_a_primary_that_answers_keeps_its_clients_whatever_the_api_says(
 ) -> None:
     assert decide(facts(**known)) == []
     assert decide(facts(**known, paused=READ_WRITE)) == [
-        Resume(READ_WRITE, "shop-0 answers as the primary")
+        Resume(("app",), "shop-0 answers as the primary")
     ]
+
+
+def test_logins_go_on_when_the_pools_that_they_lead_to_have_a_server() -> None:
+    logins = [Resume(("postgres",), "shop-0 answers as the primary")]
+
+    def then(*pools: Waiting, after_s: float = 0.1) -> list[Action]:
+        return decide(facts(paused=("postgres",), resumed_at_s=NOW_S - after_s, pools=pools))
+
+    assert then() == logins
+    assert then(Waiting("app", 3, 0)) == []
+    assert then(Waiting("app", 3, 1)) == logins
+    assert then(Waiting("app", 0, 0)) == logins, "nobody makes pgbouncer connect"
+    assert then(Waiting("app_ro", 3, 0), Waiting("postgres", 9, 0)) == logins
+    assert then(Waiting("app", 3, 0), after_s=LOGINS_WAIT_S) == logins
+    assert decide(facts(paused=("postgres",))) == logins, "an agent that was killed in between"
 
 
 def test_a_probe_without_an_answer_yet_changes_nothing() -> None:
@@ -197,7 +213,7 @@ def test_a_new_primary_is_waited_for_applied_and_then_resumed() -> None:
     )
     assert decide(after) == []
     answers = replace(after, probe=Probe("primary", NOW_S, NOW_S))
-    assert decide(answers) == [Resume(READ_WRITE, "shop-1 answers as the primary")]
+    assert decide(answers) == [Resume(("app",), "shop-1 answers as the primary")]
 
 
 def test_a_new_primary_that_comes_without_a_doubt_is_paused_for_too() -> None:
@@ -278,7 +294,7 @@ def test_a_pgbouncer_that_is_down_gets_its_file_and_nothing_else() -> None:
 def test_a_pgbouncer_that_leaves_is_not_paused_for_it_could_not_be_resumed() -> None:
     assert decide(facts(probe=LOST, leaving=True)) == []
     assert decide(facts(leaving=True, paused=READ_WRITE)) == [
-        Resume(READ_WRITE, "shop-0 answers as the primary")
+        Resume(("app",), "shop-0 answers as the primary")
     ]
     new = section(B, epoch=4, primary="shop-1")
     (apply,) = decide(facts(wanted=new, probe=LOST, leaving=True))

@@ -270,7 +270,22 @@ def _pgbouncer(spec: PgClusterSpec) -> list[Problem]:
             )
         elif any(character in value for character in "\r\n\0"):
             problems.append(Problem(field, "a value must not contain a line break"))
+        elif name == "query_wait_timeout" and not _bounded(value):
+            problems.append(
+                Problem(
+                    field,
+                    "must be a number of seconds above 0: it bounds how long clients wait while"
+                    " there is no primary, and 0 would let them wait for ever",
+                )
+            )
     return problems
+
+
+def _bounded(value: str) -> bool:
+    try:
+        return 0 < float(value) < float("inf")
+    except ValueError:
+        return False
 
 
 def _quantities(spec: PgClusterSpec) -> list[Problem]:

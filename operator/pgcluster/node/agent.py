@@ -215,7 +215,7 @@ class Agent:
 
     async def _request(self, words: list[str]) -> tuple[bool, str]:
         handlers: dict[str, Callable[[list[str]], Awaitable[tuple[bool, str]]]] = {
-            "gate": lambda _: self._instance.promotion.gate(),
+            "gate": lambda _: self._gate(),
             "promote": lambda _: self._promote(),
             "event": self._event,
             "service": self._service,
@@ -224,6 +224,12 @@ class Agent:
         if handler is None:
             return False, f"unknown request {words[0]!r}"
         return await handler(words[1:])
+
+    async def _gate(self) -> tuple[bool, str]:
+        """May repmgrd promote? What a person types comes by service_promote_command alone."""
+        if not self._instance.config.failover.automatic:
+            return False, "spec.failover.automatic is false"
+        return await self._instance.promotion.gate()
 
     async def _event(self, words: list[str]) -> tuple[bool, str]:
         """An event of repmgr: a hint to look, a Kubernetes Event, a metric."""

@@ -9,7 +9,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -45,8 +44,7 @@ class Fence:
 
     async def start(self) -> None:
         """Have the guard run, and again whenever it ends."""
-        self._lease_file.touch(mode=0o600)
-        os.truncate(self._lease_file, guard.WORD)
+        self._lease_file.write_bytes(bytes(guard.WORD))
         await self._spawn()
         self._watch = asyncio.create_task(self._keep(), name="guard")
 

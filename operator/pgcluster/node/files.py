@@ -57,11 +57,16 @@ def write_all(config: ClusterConfig, instance: str, *, synchronous: str) -> bool
         (names.PG_IDENT_CONF, ""),
     ):
         reload_ |= write_atomically(Path(path), content)
-    write_atomically(Path(names.REPMGR_CONF), render_repmgr.repmgr_conf(config, instance=instance))
     write_atomically(
         Path(names.PASSFILE), render_repmgr.passfile(read_secret("repmgr", "password"))
     )
     return reload_
+
+
+def write_repmgr(config: ClusterConfig, instance: str) -> bool:
+    """Write repmgr.conf; True where repmgrd should read it again."""
+    content = render_repmgr.repmgr_conf(config, instance=instance)
+    return write_atomically(Path(names.REPMGR_CONF), content)
 
 
 def leave_word(container: str, path: Path = Path(names.TERMINATION_LOG)) -> None:

@@ -13,8 +13,8 @@ from pgcluster.api import names
 
 # An agent asks once a second, and gives a question up after two: this is more than one lost answer.
 SILENT_AFTER_S = 4.0
-# Looks that lie further apart than this had a pause between them that proves nothing of others.
-_LOOKS_WITHIN_S = 2.5
+# The time between two looks counts up to this: a longer pause of the listener proves nothing.
+_LOOK_COUNTS_S = 1.5
 # A silence that began this shortly before a promotion began with what led to it.
 _OF_THE_SAME_FAULT_S = 15.0
 # How long the standbys of a new primary have to find it, before it says that they are not there.
@@ -70,7 +70,7 @@ class Hearing:
         """
         known = {pooler.pod: pooler for pooler in poolers}
         seen = tuple(backends)
-        self._forget_pause(now_s)
+        self._discount(now_s)
         for pod in self._signs.keys() - known.keys():
             del self._signs[pod], self._heard_s[pod]
         for pod, pooler in known.items():
@@ -89,11 +89,11 @@ class Hearing:
             sorted(pod for pod, at_s in self._heard_s.items() if now_s - at_s >= SILENT_AFTER_S)
         )
 
-    def _forget_pause(self, now_s: float) -> None:
+    def _discount(self, now_s: float) -> None:
         looked_s, self._looked_s = self._looked_s, now_s
-        if looked_s is not None and now_s - looked_s > _LOOKS_WITHIN_S:
+        if looked_s is not None and (beyond_s := now_s - looked_s - _LOOK_COUNTS_S) > 0:
             for pod in self._heard_s:
-                self._heard_s[pod] += now_s - looked_s
+                self._heard_s[pod] += beyond_s
 
 
 class Attachment:

@@ -224,7 +224,12 @@ class Instance:
         self.synchronous.stopped()
 
     def write_configuration(self) -> bool:
-        """Write every configuration file; True where postgres should reload."""
+        """Write every configuration file, and have repmgrd read its own again.
+
+        True where postgres should reload.
+        """
+        if files.write_repmgr(self.config, self.me):
+            self.repmgrd.signal(signal.SIGHUP)
         setting = self.synchronous.setting(self.config)
         return files.write_all(self.config, self.me, synchronous=setting)
 

@@ -17,7 +17,7 @@ from pgcluster.postgres.local import LocalPostgres
 
 log = logging.getLogger(__name__)
 
-_CONNECTIONS: LiteralString = """
+CONNECTIONS: LiteralString = """
 SELECT pid, application_name AS application, host(client_addr) AS address,
        coalesce(state_change, backend_start)::text AS changed
 FROM pg_stat_activity
@@ -56,7 +56,7 @@ class Poolers:
         rows = []
         if poolers:
             rows = await self._local.query(
-                _CONNECTIONS, names.ROLE_POOLER, [pooler.address for pooler in poolers]
+                CONNECTIONS, names.ROLE_POOLER, [pooler.address for pooler in poolers]
             )
         silent = self._hearing.look(
             monotonic_s(), poolers, (Backend(**row) for row in rows), primary=primary

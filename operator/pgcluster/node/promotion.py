@@ -18,7 +18,7 @@ from pgcluster.node.standing import Standing
 from pgcluster.postgres.local import Observation, serves_as_primary
 from pgcluster.render import repmgr as render_repmgr
 from pgcluster.topology.election import Candidate
-from pgcluster.topology.lease import LeaseRecord
+from pgcluster.topology.lease import LeaseView
 
 log = logging.getLogger(__name__)
 
@@ -26,6 +26,8 @@ log = logging.getLogger(__name__)
 _GATE_DEADLINE_S = 50.0
 _GATE_POLL_S = 0.1
 _ANSWER_IS_FRESH_S = 1.0
+# Since the last renewal that was seen: a container is back and renews within this, or is given up.
+_RETURNS_WITHIN_S = 2.5
 
 
 class Promotion:
@@ -181,7 +183,7 @@ class Promotion:
         serves, ended = None, False
         if lease is not None and lease.held_by_other(self._me, now_s):
             serves = self._last_answer(lease.record.holder)
-            ended = self._has_ended(lease.record)
+            ended = self._has_ended(lease, now_s)
         return GateFacts(
             me=self._me,
             now_s=now_s,
@@ -199,11 +201,18 @@ class Promotion:
             leaving=self._leaving(),
         )
 
-    def _has_ended(self, record: LeaseRecord) -> bool:
-        """Whether the holder's container has ended, and no other of it is to be waited for."""
-        in_place = self._config().failover.on_crash == "restart"
+    def _has_ended(self, lease: LeaseView, now_s: float) -> bool:
+        """Whether the holder's container has ended, and no other of it is to be waited for.
+
+        The next one of the same pod goes on where it ended, which loses nothing; but not for ever.
+        """
+        record = lease.record
+        returns = (
+            self._config().failover.on_crash == "restart"
+            and now_s - lease.changed_at_s < _RETURNS_WITHIN_S
+        )
         return record.container is not None and self._members.ended(
-            record.holder, record.container, for_good=in_place
+            record.holder, record.container, for_good=returns
         )
 
     def _lost_holder(self) -> str:

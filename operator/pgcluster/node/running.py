@@ -34,7 +34,7 @@ _PATIENCE_S = 10.0
 # A postgres that does not answer over its socket for so long hangs.
 _HUNG_S = 15.0
 _PROMOTE_GIVE_UP_S = 30.0
-_FOLLOW_AFTER_S = 3.0
+_FOLLOW_AFTER_S = 2.0
 _REJOIN_AFTER_S = 20.0
 
 
@@ -208,6 +208,7 @@ class Running:
         instance = self._instance
         if self._adrift_since_s is None:
             self._adrift_since_s = self._followed_s = now_s
+            instance.promotion.suspect()
         adrift_s = now_s - self._adrift_since_s
         if adrift_s < _FOLLOW_AFTER_S or not await instance.promotion.ask(holder):
             return _WAITING_CYCLE_S

@@ -13,11 +13,13 @@ from pathlib import Path
 
 from pgcluster.api import names
 from pgcluster.pgbouncer.link import Link, LinkLost, Refused, Row
-from pgcluster.pgbouncer.rows import Database, Server, Setting
+from pgcluster.pgbouncer.rows import Database, Server, Setting, Waiting
 
 _CONSOLE = "pgbouncer"
 _OPEN_S = 2.0
 _QUERY_S = 2.0
+# What SHOW POOLS calls servers that are connected and logged in.
+_LOGGED_IN = ("sv_active", "sv_idle", "sv_used", "sv_tested")
 
 
 class Admin:
@@ -102,6 +104,21 @@ class Admin:
     async def pools(self) -> list[Row]:
         """SHOW POOLS."""
         return await self._query("SHOW POOLS")
+
+    async def waiting(self) -> list[Waiting]:
+        """SHOW POOLS, as far as it says who waits for what."""
+        return [
+            Waiting(
+                database=row["database"] or "",
+                clients=int(row["cl_waiting"] or 0),
+                servers=sum(int(row[column] or 0) for column in _LOGGED_IN),
+            )
+            for row in await self.pools()
+        ]
+
+    async def reconnect(self, database: str) -> None:
+        """RECONNECT: no server connection is used again, nor what was known of the server."""
+        await self._query(f"RECONNECT {_identifier(database)}")
 
     async def reload(self) -> None:
         """RELOAD. Before 1.25 it says yes to a broken file too: look at what is in force."""

@@ -27,6 +27,15 @@ class Server:
 
 
 @dataclass(frozen=True, slots=True)
+class Waiting:
+    """A row of SHOW POOLS: how many clients wait, and how many servers are logged in."""
+
+    database: str
+    clients: int
+    servers: int
+
+
+@dataclass(frozen=True, slots=True)
 class Setting:
     """A row of SHOW CONFIG; what is not `changeable` takes a restart."""
 

@@ -16,7 +16,7 @@ from pgcluster.api.errors import FatalError, PgClusterError
 from pgcluster.api.reports import PoolerReport
 from pgcluster.clock import monotonic_s
 from pgcluster.pgbouncer.admin import Admin
-from pgcluster.pgbouncer.rows import Database, Server
+from pgcluster.pgbouncer.rows import Database, Server, Waiting
 from pgcluster.pooler import http
 from pgcluster.pooler.apply import Applier, NotAccepted
 from pgcluster.pooler.commands import Commands
@@ -43,6 +43,7 @@ from pgcluster.pooler.reporting import Reporter
 from pgcluster.pooler.settings import Settings
 from pgcluster.pooler.source import Source
 from pgcluster.pooler.watching import Observed
+from pgcluster.render.pgbouncer import AUTH_DATABASE
 
 log = logging.getLogger(__name__)
 
@@ -80,6 +81,7 @@ class Agent:
         self._observed = Observed(source, wake=self._wake.set, doubt=self._probe.ask_now)
         self._applied: Offer | None = None
         self._repointed_at_s: float | None = None
+        self._resumed_at_s: float | None = None
         self._failed: tuple[str, float] | None = None
         self._late_since_s: float | None = None
         self._ready: tuple[bool, str] = (False, "starting")
@@ -194,18 +196,24 @@ class Agent:
         except Exception:
             log.exception("unexpected: please report it")
             return _AT_REST_S
-        if actions:
+        if actions or self._resumed_at_s is not None:
             return 0.01
         return _AT_REST_S if self._ready == (True, "") and not facts.failed else _BUSY_S
 
     async def _look(self) -> Facts:
         databases: list[Database] | None = None
         servers: list[Server] = []
+        pools: list[Waiting] = []
         try:
             databases = await self._admin.databases()
+            if not any(each.paused and each.name == AUTH_DATABASE for each in databases):
+                self._resumed_at_s = None
+            elif self._resumed_at_s is not None:
+                pools = await self._admin.waiting()
             if self._since_repointing_s() is not None:
                 servers = await self._admin.servers()
         except PgClusterError as error:
+            self._resumed_at_s = None
             log.debug("pgbouncer: %s", error)
         return Facts(
             now_s=monotonic_s(),
@@ -216,6 +224,8 @@ class Agent:
             lease=self._observed.lease,
             servers=servers,
             repointed_at_s=self._repointed_at_s,
+            resumed_at_s=self._resumed_at_s,
+            pools=pools,
             failed=self._failed,
             leaving=self._admin.leaving,
         )
@@ -236,9 +246,12 @@ class Agent:
     async def _do(self, action: Pause | Apply | Resume | CutOff) -> None:
         match action:
             case Pause():
+                self._resumed_at_s = self._resumed_at_s if action.read_only else None
                 await self._commands.pause(action)
             case Resume():
                 await self._commands.resume(action)
+                if not action.read_only:
+                    self._resumed_at_s = monotonic_s()
             case CutOff():
                 # Whatever came of it, the next attempt waits as long as the first did.
                 self._repointed_at_s = monotonic_s()

@@ -71,10 +71,18 @@ class Commands:
         self.phases = self._current
 
     async def resume(self, action: Resume) -> None:
-        """RESUME each of them."""
+        """RESUME each of them.
+
+        What pgbouncer knows of a server lets it greet a client that logs in without one: to be
+        failed at the client's first query, if the last connection was. A database that has no
+        server forgets that first, so that logins wait for one.
+        """
         before = await self._transactions()
+        served = {pool.database for pool in await self._admin.waiting() if pool.servers}
         with self.timed("RESUME", databases=action.databases, reason=action.reason):
             for name in action.databases:
+                if name not in served:
+                    await self._admin.reconnect(name)
                 await self._admin.resume(name)
         if not action.read_only and self._current.resumed_at is None:
             self._current.resumed_at = utc_now()

@@ -21,8 +21,8 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from pgcluster.pgbouncer.rows import Database, Server
-from pgcluster.render.pgbouncer import NOWHERE, Header, Section
+from pgcluster.pgbouncer.rows import Database, Server, Waiting
+from pgcluster.render.pgbouncer import AUTH_DATABASE, NOWHERE, Header, Section
 from pgcluster.topology.lease import LeaseRecord
 
 # A server that answers, but not us, is believed to be what the Lease and the file say after this.
@@ -33,6 +33,8 @@ STUCK_S = 5.0
 RETRY_S = 5.0
 # A newer databases section that cannot be applied makes a pooler unready after this.
 LATE_S = 3.0
+# Logins wait this long at most for the pools that they lead to.
+LOGINS_WAIT_S = 1.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,6 +95,9 @@ class Facts:
     lease: Lease = Lease()
     servers: Sequence[Server] = ()
     repointed_at_s: float | None = None
+    # When the databases were resumed while logins still waited, and SHOW POOLS since then.
+    resumed_at_s: float | None = None
+    pools: Sequence[Waiting] = ()
     # The last file that pgbouncer did not accept, and when.
     failed: tuple[str, float] | None = None
     # pgbouncer was told to end, and serves its last clients: it cannot be connected to any more.
@@ -160,7 +165,7 @@ def decide(facts: Facts) -> list[Action]:
     if names := _waiting(served):
         actions.append(Resume(names, "there are standbys to read", read_only=True))
     if not doubt and (proof := _proof(facts)) and (names := _waiting(needed)):
-        actions.append(Resume(names, proof))
+        actions += _resume(facts, names, proof)
     if stuck := _stuck(facts):
         after_s = facts.now_s - (facts.repointed_at_s or 0.0)
         reason = f"they still run on a former primary {after_s:.0f} s after the repointing"
@@ -302,6 +307,22 @@ def _moving(facts: Facts, offer: Offer) -> str | None:
     if (applied.section.primary_host, applied.section.primary_port) == after:
         return None
     return f"the pool is being pointed at {_named(offer.section.header)}"
+
+
+def _resume(facts: Facts, names: Sequence[str], proof: str) -> list[Resume]:
+    """Logins last: pgbouncer remembers that it could not connect for a database, and fails each
+    query on it until it can. Clients that waited make it try, those who log in would fail.
+
+    Source: pgbouncer, objects.c, check_fast_fail; janitor.c, per_loop_activate.
+    """
+    if first := tuple(name for name in names if name != AUTH_DATABASE):
+        return [Resume(first, proof)]
+    resumed_at_s = facts.resumed_at_s
+    if resumed_at_s is not None and facts.now_s - resumed_at_s < LOGINS_WAIT_S:
+        needed = {database.name for database in read_write(facts)} - set(names)
+        if any(p.database in needed and p.clients and not p.servers for p in facts.pools):
+            return []
+    return [Resume(tuple(names), proof)]
 
 
 def _split(facts: Facts) -> tuple[list[Database], list[Database]]:

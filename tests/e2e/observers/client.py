@@ -266,7 +266,7 @@ class Client:
             for writer in self.writers
             for sequence in writer.rows[: len(writer.times)]
         }
-        found = Counter(self._rows_on_primary(give_up_after_s=45.0))
+        found = Counter(self._rows_on_primary(give_up_after_s=150.0))
         lost = sorted(acknowledged - found.keys())
         doubled = sorted(row for row, count in found.items() if count > 1)
         return {

@@ -5,6 +5,8 @@ from __future__ import annotations
 import contextlib
 import json
 import time
+from collections.abc import Callable
+from contextlib import AbstractContextManager
 from typing import Any
 
 import pytest
@@ -13,6 +15,7 @@ from pgcluster.api import names
 from pgcluster.controller.elector import NAME as OPERATORS_LEASE
 from tests.e2e import nodes, processes
 from tests.e2e.cluster import Cluster
+from tests.e2e.diagnostics import SYSTEM_NAMESPACE
 from tests.e2e.extent import FULL, times
 from tests.e2e.kubectl import Kubectl
 from tests.e2e.observing import Reader
@@ -22,7 +25,8 @@ from tests.e2e.waiting import eventually
 
 pytestmark = pytest.mark.disturbs
 
-LEAVES_WITHIN_S = 10.0
+# Kubernetes by itself takes 50 s; what it took is reported.
+LEAVES_WITHIN_S = 30.0
 COMES_BACK_WITHIN_S = 90.0
 LOSSES = ("switched off", "cut off", "frozen") if FULL else ("switched off",)
 
@@ -161,9 +165,22 @@ def test_a_pooler_killed_in_the_middle_of_a_pause_is_not_left_paused(
 
 
 # --- nodes ----------------------------------------------------------------------------------------
+LOST: dict[str, Callable[[str], AbstractContextManager[None]]] = {
+    "switched off": nodes.switched_off,
+    "cut off": nodes.cut_off,
+    "frozen": nodes.frozen,
+}
+
+
+def poolers_beside_primary(shop: Cluster, beside: bool) -> list[str]:
+    """Poolers that run on the primary's node, or those that do not."""
+    node = shop.node_of(shop.primary())
+    return [pooler for pooler in shop.poolers() if (shop.node_of(pooler) == node) == beside]
+
+
 def without_operator_leader(node: str) -> None:
     """Have another node's operator lead: how soon one takes over is not what is tested here."""
-    system = Kubectl(nodes.SYSTEM_NAMESPACE)
+    system = Kubectl(SYSTEM_NAMESPACE)
 
     def elsewhere() -> bool:
         holder = system.json("get", "lease", OPERATORS_LEASE)["spec"].get("holderIdentity") or ""
@@ -210,18 +227,15 @@ def test_a_pooler_on_a_lost_node_gets_no_new_clients_and_comes_back(
     serve_all(shop)
     name = f"node of a pooler and {beside} {how}"
     with_primary = beside == "the primary"
-    found = [
-        pooler
-        for pooler in shop.poolers()
-        if (shop.node_of(pooler) == shop.node_of(shop.primary())) == with_primary
-    ]
-    if not found:
-        pytest.skip(f"no pooler runs beside {beside}")
+    if not (found := poolers_beside_primary(shop, with_primary)):
+        # Two poolers on three nodes: there is one beside the next primary, or beside this one.
+        shop.delete_pod(shop.primary())
+        shop.settled()
+        found = poolers_beside_primary(shop, with_primary)
     node = shop.node_of(found[0])
     without_operator_leader(node)
     ordeal = ordeals.begin(name)
-    lost = {"switched off": nodes.switched_off, "cut off": nodes.cut_off, "frozen": nodes.frozen}
-    with lost[how](node):
+    with LOST[how](node):
         leaves(shop, found[0], name, report)
         row = next(row for row in shop.status()["poolers"] if row["pod"] == found[0])
         assert not row["ready"], row

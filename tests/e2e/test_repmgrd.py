@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import time
 from collections.abc import Iterator
+from functools import partial
 
 import pytest
 
@@ -176,17 +177,17 @@ def pack(own_namespace: Kubectl) -> Iterator[Cluster]:
         cluster.delete()
 
 
+def has_instances(pack: Cluster, number: int) -> bool:
+    return len(pack.instances()) == number
+
+
 def test_rows_and_slots_follow_the_number_of_instances(pack: Cluster, report: Report) -> None:
     primary = pack.settled()
     assert names.ordinal(primary) < 2, "the first of a new cluster"
     for instances in (2, 3):
         began_s = time.monotonic()
         pack.kubectl.patch("pgcluster", pack.name, {"spec": {"instances": instances}})
-        eventually(
-            lambda wanted=instances: len(pack.instances()) == wanted,
-            within=150,
-            what=f"{instances} pods",
-        )
+        eventually(partial(has_instances, pack, instances), within=150, what=f"{instances} pods")
         changed_s = time.monotonic()
         eventually(
             lambda: assert_metadata_is_right(pack, primary),

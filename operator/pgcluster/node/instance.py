@@ -131,6 +131,7 @@ class Instance:
         self.rejoining = False
         # postgres was in service, and nobody has asked it to stop.
         self.in_service = False
+        self.answered_s = 0.0
         # Until when postgres stays down because somebody asked for that.
         self.hands_off_until_s = 0.0
         # The end of WAL that a clean stop of this primary has left.
@@ -193,6 +194,7 @@ class Instance:
         self.standing.holding = self.lease.holding()
         self.final_point = None
         self.recovers_alone = False
+        self.answered_s = monotonic_s()
         self.in_service = True
         self.duties.forget()
         self.say("running", "postgres runs")

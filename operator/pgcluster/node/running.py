@@ -50,7 +50,6 @@ class Running:
         self._followed_s = 0.0
         self._settled_epoch: int | None = None
         self._settling: asyncio.Task[None] | None = None
-        self._answered_s = monotonic_s()
 
     async def cycle(self) -> float:
         """Look, decide, do one thing; returns the seconds until the next look."""
@@ -78,7 +77,7 @@ class Running:
         try:
             observed = await instance.server.local.observe()
         except RetryError:
-            mute_s = monotonic_s() - self._answered_s
+            mute_s = monotonic_s() - instance.answered_s
             if mute_s > _HUNG_S and instance.in_service:
                 instance.events.post(
                     instance.config,
@@ -86,10 +85,9 @@ class Running:
                     f"postgres on {instance.me} has not answered for {mute_s:.0f} s: stopping it",
                     normal=False,
                 )
-                self._answered_s = monotonic_s()
                 await instance.server.stop(fast=False)
             raise
-        self._answered_s = monotonic_s()
+        instance.answered_s = monotonic_s()
         return observed
 
     async def _unlawful(self) -> float:

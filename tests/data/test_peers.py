@@ -322,8 +322,11 @@ async def test_an_answer_without_an_end_is_cut(tmp_path: Path, mine: Certificate
     async def endless(request: web.Request) -> web.StreamResponse:
         response = web.StreamResponse()
         await response.prepare(request)
-        while True:
+        # More than is ever read; and a turn for the reader, which shares this loop.
+        for _ in range(1000):
             await response.write(b"x" * 65536)
+            await asyncio.sleep(0)
+        return response
 
     application = web.Application()
     application.router.add_get("/status", endless)

@@ -18,7 +18,9 @@ from pgcluster.node import lease as lease_module
 from tests.model.loop import VirtualLoop
 from tests.model.world import Agent, Timing, Violation, World, monotonic_s
 
-SEEDS = int(os.environ.get("MODEL_SEEDS", "30"))
+pytestmark = pytest.mark.timeout(600)
+
+SEEDS = int(os.environ.get("MODEL_SEEDS", "20"))
 FAULTS_S = 60.0
 PEACE_S = 90.0
 
@@ -183,8 +185,8 @@ def run(
 
     with asyncio.Runner(loop_factory=lambda: loop) as runner:
         runner.run(main())
-    if loop.broken is not None:
-        raise loop.broken
+    if broken := worlds[0].broken or loop.broken:
+        raise broken
     return worlds[0]
 
 

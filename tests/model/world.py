@@ -102,6 +102,7 @@ class Agent:
         self.cut: set[str] = set()  # whom it does not reach
         self.tasks: list[asyncio.Task[None]] = []
         self.promoting = False
+        self.inherited: tuple[Quorum, ...] = ()
         self.lagging = False  # receives nothing, though it could
         self.acknowledged = 0  # how many commits of its log were, as long as it is the primary
         self.begin()
@@ -116,6 +117,7 @@ class Agent:
             timing=self.world.timing,
             mark=self._mark,
             quorums=self._quorums,
+            inherit=self._inherit,
             container=f"{self.name} {self.world.random.random()}",
             failsafe=self._failsafe,
             renewed=self._renewed,
@@ -147,7 +149,8 @@ class Agent:
 
     def candidate(self) -> Candidate:
         """What it tells the others."""
-        return Candidate(SYSTEM, self.postgres.point, barred=not self.postgres.running)
+        running = self.postgres.running
+        return Candidate(SYSTEM, self.postgres.point, barred=not running, exact=running)
 
     def reaches(self, other: Agent) -> bool:
         """Whether a request gets there and its answer back."""
@@ -193,7 +196,7 @@ class Agent:
         decision = decide_start(facts)
         match decision:
             case TakeLease():
-                await self.keeper.take()
+                await self.keeper.take(writes=postgres.was_primary)
             case StartPrimary():
                 until_s = self.keeper.valid_until_s
                 if until_s is not None and self.keeper.holding():
@@ -286,8 +289,13 @@ class Agent:
         return Mark(SYSTEM, postgres.point if postgres.primary else None)
 
     def _quorums(self) -> tuple[Quorum, ...]:
-        others = sorted(self.world.names - {self.name})
-        return (Quorum(self.world.standbys, tuple(others) if self.world.standbys else ()),)
+        if not self.world.standbys:
+            return ()
+        others = tuple(sorted(self.world.names - {self.name}))
+        return tuple({*self.inherited, Quorum(self.world.standbys, others, self.name)})
+
+    def _inherit(self, quorums: tuple[Quorum, ...]) -> None:
+        self.inherited = quorums
 
     def _renewed(self, until_s: float) -> None:
         # Before a promotion there is nothing to extend, and what has struck is not taken back.
@@ -361,6 +369,7 @@ class World:
         self.loss = 0.0
         self.history: list[str] = []
         self.acknowledged_commits: set[int] = set()
+        self.broken: Violation | None = None
         self._commits = 0
         self._version = 0
         self.lease: dict[str, Any] = {}
@@ -460,7 +469,7 @@ class World:
 
     async def _end(self, agent: Agent) -> None:
         """Killed within moments of its promotion, and back a while later."""
-        await asyncio.sleep(self.random.uniform(0.0, 1.0))
+        await asyncio.sleep(self.random.uniform(0.0, 0.3))
         await agent.kill()
         await asyncio.sleep(self.random.uniform(8.0, 20.0))
         agent.begin()
@@ -468,6 +477,8 @@ class World:
 
     def look(self) -> None:
         """What must be true at every moment."""
+        if self.broken is not None:
+            raise self.broken
         writers = [agent.name for agent in self.agents.values() if agent.writes()]
         if len(writers) > 1:
             raise self.violation(f"two write: {', '.join(writers)}")
@@ -477,9 +488,13 @@ class World:
         self._epoch = epoch
 
     def violation(self, what: str) -> Violation:
-        """The history with what went wrong at its end."""
+        """The history with what went wrong at its end.
+
+        Kept, too: whoever raises it may be a task that nobody waits for.
+        """
         self.say(what)
-        return Violation("\n" + "\n".join(self.history))
+        self.broken = self.broken or Violation("\n" + "\n".join(self.history))
+        return self.broken
 
     def heal(self) -> None:
         """The end of all faults."""
@@ -560,6 +575,8 @@ class World:
                 for other in self.agents.values()
                 if other is not agent and other.postgres.follows == agent.name
             ]
+            if len(lengths) >= self.standbys:
+                agent.inherited = ()
             known = sorted(lengths, reverse=True)[self.standbys - 1 : self.standbys]
             for commit in agent.postgres.log[agent.acknowledged : known[0] if known else 0]:
                 self.acknowledged_commits.add(commit.number)

@@ -20,7 +20,7 @@ from pgcluster.topology.lease import LeaseRecord, Mark
 from pgcluster.topology.quorum import Quorum
 from tests.unit.fakekube import FakeKube
 
-QUORUM = Quorum(1, ("shop-1", "shop-2"))
+QUORUM = Quorum(1, ("shop-1", "shop-2"), "shop-0")
 
 
 class Clock:
@@ -57,6 +57,7 @@ class Member(LeaseKeeper):
         self.reachable = True
         self.fence_s: list[float] = []
         self.mark = Mark("7001", WalPoint(2, Lsn(1000)))
+        self.inherited: tuple[Quorum, ...] = ()
         super().__init__(
             api,  # type: ignore[arg-type] # speaks the client's interface
             cluster="shop",
@@ -65,11 +66,15 @@ class Member(LeaseKeeper):
             timing=LeaseConfig,
             mark=lambda: self.mark,
             quorums=lambda: (QUORUM,),
+            inherit=self._inherits,
             container=f"word of {me}",
             failsafe=self._ask_others,
             renewed=self.fence_s.append,
             changed=asyncio.Event(),
         )
+
+    def _inherits(self, quorums: tuple[Quorum, ...]) -> None:
+        self.inherited = quorums
 
     async def _ask_others(self, record: LeaseRecord) -> bool:
         return all(other.reachable and other.acknowledge(record) is None for other in self.others)
@@ -111,7 +116,7 @@ async def members(api: Api) -> tuple[Member, Member, Member]:
         member.others = [other for other in found if other is not member]
         await member.look()
     first, second, third = found
-    assert await first.take()
+    assert await first.take(writes=True)
     for member in found:
         await member.look()
     return first, second, third
@@ -136,6 +141,26 @@ async def test_the_holder_writes_its_mark_its_quorum_and_its_containers_word(
     record = second.view.record
     assert (record.holder, record.last_holder) == ("", "shop-0")
     assert record.mark == first.mark
+
+
+async def test_who_only_takes_the_lease_leaves_what_the_last_primary_wrote(
+    api: Api, clock: Clock
+) -> None:
+    first, second, third = await members(api)
+    assert await first.release()
+    second.mark = Mark("7001", None)
+    await second.look()
+    assert await second.take()
+    await third.look()
+    assert third.view is not None
+    assert third.view.record.quorums == (QUORUM,)
+    assert (third.view.record.holder, third.view.record.writer) == ("shop-1", "shop-0")
+    assert await second.reserve(2) == 3
+    assert second.inherited == (QUORUM,)
+    await third.look()
+    assert third.view.record.writer == "shop-1"
+    assert third.view.record.reserved == 3
+    assert await second.reserve(2) == 4, "each promotion has a number of its own"
 
 
 async def test_validity_counts_from_before_the_request(api: Api, clock: Clock) -> None:

@@ -189,14 +189,14 @@ def test_a_former_primary_alone_needs_a_majority_or_proof_that_it_has_everything
 
 
 def test_who_gave_the_lease_up_takes_it_back_when_nobody_else_has() -> None:
-    given_up = replace(lease(mark=mark()).record, last_holder=ME)
+    given_up = replace(lease(mark=mark()).record, writer=ME)
     crashed = data(was_primary=True, clean=False, at=point(2, "0/4000000"))
     facts = replace(FACTS, data=crashed, maximum_lag_bytes=0)
     early = replace(facts, lease=LeaseView(given_up, NOW - 5))
     assert isinstance(decide_start(early), Wait)
     assert isinstance(decide_start(replace(early, members=1)), TakeLease)
     assert isinstance(decide_start(replace(facts, lease=LeaseView(given_up, NOW - 16))), TakeLease)
-    other = replace(given_up, last_holder=OTHER)
+    other = replace(given_up, writer=OTHER)
     assert isinstance(decide_start(replace(facts, lease=LeaseView(other, NOW - 60))), Wait)
 
 

@@ -24,17 +24,17 @@ BOTH = ("shop-1", "shop-2")
 
 
 def test_commits_of_a_primary_wait_for_any_of_the_others() -> None:
-    assert as_primary(config(), ME) == Quorum(1, BOTH)
+    assert as_primary(config(), ME) == Quorum(1, BOTH, ME)
     assert as_primary(OFF, ME) == Quorum(0)
-    assert as_primary(config(2, standbys=5), ME) == Quorum(1, ("shop-1",))
+    assert as_primary(config(2, standbys=5), ME) == Quorum(1, ("shop-1",), ME)
 
 
 def test_they_block_or_degrade_as_the_spec_says() -> None:
     for streaming in ((), ("shop-1",), BOTH):
-        assert target(config(), ME, streaming) == Quorum(1, BOTH)
+        assert target(config(), ME, streaming) == Quorum(1, BOTH, ME)
     degrading = config(standbys=2, degrade=True)
-    assert target(degrading, ME, BOTH) == Quorum(2, BOTH)
-    assert target(degrading, ME, ("shop-1",)) == Quorum(1, BOTH)
+    assert target(degrading, ME, BOTH) == Quorum(2, BOTH, ME)
+    assert target(degrading, ME, ("shop-1",)) == Quorum(1, BOTH, ME)
     assert target(degrading, ME, ()) == Quorum(0)
 
 
@@ -105,3 +105,17 @@ def test_a_standby_is_ready_to_lead_at_any_time() -> None:
     assert len(synchronous.quorums(config(5))) == 1
     synchronous.loaded('ANY 1 ("shop-0", "shop-2")')
     assert len(synchronous.quorums(config(5))) == 2, "until postgres has loaded it, both count"
+
+
+def test_the_former_primarys_quorum_counts_until_enough_standbys_have_caught_up() -> None:
+    former = Quorum(1, (ME, "shop-2"), "shop-1")
+    world = World(config())
+    world.synchronous.inherit((former,))
+    world.write_lease(config())
+    assert former in world.listed
+    world.step(config(), streaming=())
+    world.write_lease(config())
+    assert former in world.listed
+    world.step(config(), streaming=("shop-2",))
+    world.write_lease(config())
+    assert world.listed == (as_primary(config(), ME),)

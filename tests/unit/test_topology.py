@@ -116,13 +116,20 @@ def test_any_commit_quorum_meets_any_election_quorum() -> None:
                     assert (rule.unproven(visible) is None) == met
 
 
+def test_what_a_primary_has_acknowledged_it_has_itself() -> None:
+    rule = Quorum(1, ("shop-1", "shop-2"), "shop-0")
+    assert rule.unproven(["shop-1"]) is not None
+    assert rule.unproven(["shop-1", "shop-0"]) is None
+
+
 def test_a_quorum_survives_postgres_and_the_lease() -> None:
     rule = quorum.wanted(2, primary="shop-1", instances=["shop-10", "shop-0", "shop-1", "shop-2"])
     assert rule.setting() == 'ANY 2 ("shop-0", "shop-2", "shop-10")'
-    assert quorum.of_setting(rule.setting()) == rule
+    assert quorum.of_setting(rule.setting(), primary="shop-1") == rule
     assert quorum.parse(quorum.dump([rule, Quorum(0)])) == (rule, Quorum(0))
     assert quorum.parse("[{}]") is None
-    assert quorum.of_setting("FIRST 1 (a)") == quorum.of_setting("") == Quorum(0)
+    for other in ("FIRST 1 (a)", ""):
+        assert quorum.of_setting(other, primary="shop-1") == Quorum(0)
     assert quorum.wanted(1, primary="shop-0", instances=["shop-0"]).setting() == ""
 
 

@@ -44,6 +44,8 @@ ANNOTATION_RESERVED = f"{GROUP}/timeline-reserved"
 ANNOTATION_FINAL = f"{GROUP}/final"
 # … what its commits wait for (topology/quorum.py);
 ANNOTATION_SYNCHRONOUS = f"{GROUP}/synchronous"
+# … who last was the primary under it, which is not who holds it as long as that one only may be,
+ANNOTATION_WRITER = f"{GROUP}/writer"
 # … who held it last, which a released Lease would forget,
 ANNOTATION_LAST_HOLDER = f"{GROUP}/last-holder"
 # … whether it was given up for a successor that somebody has chosen,

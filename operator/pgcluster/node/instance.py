@@ -75,6 +75,7 @@ class Instance:
             timing=self._timing,
             mark=self._mark,
             quorums=lambda: self.synchronous.quorums(self.config),
+            inherit=self.synchronous.inherit,
             container=settings.container,
             failsafe=lambda record: self.members.acknowledge(record, self.config.instances),
             renewed=self.server.fence.extend,

@@ -44,7 +44,8 @@ class LeaseKeeper:
 
     `changed` is set whenever its holder changed. `mark` supplies what the holder writes into the
     annotations, `quorums` what its commits may rest on, `container` its container's word.
-    `failsafe` asks every other instance to acknowledge the record of this holder.
+    `inherit` hears what the commits of the primary before rest on. `failsafe` asks every other
+    instance to acknowledge the record of this holder.
     """
 
     def __init__(
@@ -57,6 +58,7 @@ class LeaseKeeper:
         timing: Callable[[], LeaseConfig],
         mark: Callable[[], Mark],
         quorums: Callable[[], Iterable[Quorum]],
+        inherit: Callable[[tuple[Quorum, ...]], None],
         container: str,
         failsafe: Callable[[LeaseRecord], Awaitable[bool]],
         renewed: Callable[[float], None],
@@ -69,6 +71,7 @@ class LeaseKeeper:
         self._timing = timing
         self._mark = mark
         self._quorums = quorums
+        self._inherit = inherit
         self._container = container
         self._failsafe = failsafe
         self._renewed = renewed
@@ -134,23 +137,30 @@ class LeaseKeeper:
         """Write what has changed (mark, quorums) now, and not at the next renewal."""
         self._soon.set()
 
-    async def take(self, *, ended: str | None = None, accepted: WalPoint | None = None) -> bool:
+    async def take(
+        self,
+        *,
+        ended: str | None = None,
+        accepted: WalPoint | None = None,
+        writes: bool = False,
+    ) -> bool:
         """Take the Lease, or renew it where it is ours already; False where that did not work.
 
         The caller has decided that it may: it is free, or its holder's container `ended`. A stale
         view does no harm: the write carries the version that was looked at. `accepted` is the mark
-        from now on, where a person has accepted that what is beyond it is lost.
+        from now on, where a person has accepted that what is beyond it is lost. `writes`: postgres
+        starts as the primary as soon as this is done; a standby says so later, by `reserve`.
         """
         async with self._writing:
             try:
-                return await self._take(ended, accepted)
+                return await self._take(ended, accepted, writes=writes)
             except PgClusterError as error:
                 log.info("the Lease was not taken: %s", error)
                 return False
             finally:
                 self._taking = False
 
-    async def _take(self, ended: str | None, accepted: WalPoint | None) -> bool:
+    async def _take(self, ended: str | None, accepted: WalPoint | None, *, writes: bool) -> bool:
         manifest = await self._read()
         if manifest is None:
             return False
@@ -165,10 +175,24 @@ class LeaseKeeper:
             # What is given up has used its timeline.
             used = max(record.reserved, record.mark.point.timeline)
             lowered[names.ANNOTATION_RESERVED] = str(used)
+        if writes:
+            lowered |= self._begin_writing(record)
         sent_s = monotonic_s()
         self._hold(await self._write(manifest, holder=self._me, more=lowered), sent_s)
         log.info("took the Lease", extra={"epoch": self.epoch})
         return True
+
+    def _begin_writing(self, record: LeaseRecord) -> dict[str, str]:
+        """This holder is about to be the primary: its quorum counts, beside that of the one before.
+
+        The latter until enough standbys have what this one begins with.
+        """
+        self._inherit(record.quorums or ())
+        return {
+            names.ANNOTATION_WRITER: self._me,
+            names.ANNOTATION_SYNCHRONOUS: quorum.dump(self._quorums()),
+            names.ANNOTATION_FINAL: "false",
+        }
 
     def _may_take(self, record: LeaseRecord, ended: str | None) -> bool:
         view, now_s = self._view, monotonic_s()
@@ -204,7 +228,10 @@ class LeaseKeeper:
                     written = await self._write(
                         manifest,
                         holder=self._me,
-                        more={names.ANNOTATION_RESERVED: str(number)},
+                        more={
+                            names.ANNOTATION_RESERVED: str(number),
+                            **self._begin_writing(record),
+                        },
                     )
                 except Conflict:
                     continue
@@ -373,9 +400,10 @@ class LeaseKeeper:
         # Whole seconds are what Kubernetes has there; the exact value is in the configuration.
         spec["leaseDurationSeconds"] = max(1, round(timing.duration_s))
         spec["renewTime"] = utc_now()
+        known = metadata.get("annotations") or {}
         metadata["annotations"] = {
-            **(metadata.get("annotations") or {}),
-            **self._annotations(),
+            **known,
+            **self._annotations(writes=known.get(names.ANNOTATION_WRITER) == self._me),
             names.ANNOTATION_HANDOVER: str(handover).lower(),
             **more,
         }
@@ -383,13 +411,12 @@ class LeaseKeeper:
             metadata["annotations"][names.ANNOTATION_LAST_HOLDER] = before
         return await self._client.replace(LEASES, {**manifest, "metadata": metadata, "spec": spec})
 
-    def _annotations(self) -> dict[str, str]:
+    def _annotations(self, *, writes: bool) -> dict[str, str]:
         mark = self._mark()
-        made = {
-            names.ANNOTATION_FINAL: str(mark.final).lower(),
-            names.ANNOTATION_SYNCHRONOUS: quorum.dump(self._quorums()),
-            names.ANNOTATION_CONTAINER: self._container,
-        }
+        made = {names.ANNOTATION_CONTAINER: self._container}
+        if writes:
+            made[names.ANNOTATION_SYNCHRONOUS] = quorum.dump(self._quorums())
+            made[names.ANNOTATION_FINAL] = str(mark.final).lower()
         if mark.system_identifier is not None:
             made[names.ANNOTATION_SYSTEM_ID] = mark.system_identifier
         return made | _mark_annotations(mark.point)

@@ -155,11 +155,11 @@ class Running:
         if instance.promotion.under_way or lease is None:
             return _WAITING_CYCLE_S
         instance.server.fence.disarm()
-        if instance.synchronous.follow(instance.config) and instance.write_configuration():
-            instance.server.reload()
         now_s = monotonic_s()
         if instance.lease.holding():
             return await self._promote_when_due(now_s)
+        if instance.synchronous.follow(instance.config) and instance.write_configuration():
+            instance.server.reload()
         self._holding_since_s = None
         if lease.free(now_s):
             return await self._watchdog(now_s)

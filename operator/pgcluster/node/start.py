@@ -230,8 +230,8 @@ def _start_orphan(facts: StartFacts, data: DataDirectory, lease: LeaseView) -> D
     outcome = elect(candidates, rules)
     if isinstance(outcome, Elected) and outcome.pod == facts.me:
         return TakeLease(outcome.reason, forced=rules.forced == facts.me)
-    if lease.record.last_holder == facts.me and data.was_primary and not facts.must_rejoin:
-        # Nobody has written since: it has every acknowledged commit.
+    if lease.record.writer == facts.me and data.was_primary and not facts.must_rejoin:
+        # Nobody has written since: this instance has every acknowledged commit.
         given_up_s = facts.now_s - lease.changed_at_s
         below = below_mark(data.point, _own_mark(data, lease.record.mark), 0)
         if below is None and (facts.members == 1 or given_up_s > _TAKE_BACK_AFTER_S):

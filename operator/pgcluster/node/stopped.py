@@ -147,7 +147,10 @@ class Stopped:
             case TakeLease():
                 instance.say("waiting", decision.reason)
                 accepted = instance.standing.point if decision.forced else None
-                return 0.0 if await instance.lease.take(accepted=accepted) else 0.5
+                control = instance.standing.control
+                writes = control is not None and control.was_primary
+                took = await instance.lease.take(accepted=accepted, writes=writes)
+                return 0.0 if took else 0.5
             case Bootstrap():
                 await self._bootstrap(decision)
             case StartPrimary():
@@ -173,7 +176,7 @@ class Stopped:
         instance.standing.replaced()
         instance.standing.control = await instance.server.control()
         # The identity is on record before the first start: from here on nobody else may initdb.
-        if not await instance.lease.take():
+        if not await instance.lease.take(writes=True):
             raise RetryError("the new cluster's identity could not be recorded in the Lease")
         log.info("made a new cluster")
 

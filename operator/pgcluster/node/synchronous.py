@@ -50,6 +50,12 @@ class Synchronous:
         self._next: Quorum | None = None
         # What the configuration file says.
         self._written: Quorum | None = None
+        # Of the primary before, until enough standbys have what this one began with.
+        self._inherited: tuple[Quorum, ...] = ()
+
+    def inherit(self, quorums: tuple[Quorum, ...]) -> None:
+        """This instance is about to be the primary after one with these."""
+        self._inherited = tuple(each for each in quorums if each.standbys)
 
     def setting(self, config: ClusterConfig) -> str:
         """Value of `synchronous_standby_names` for the configuration file."""
@@ -59,14 +65,14 @@ class Synchronous:
 
     def quorums(self, config: ClusterConfig) -> tuple[Quorum, ...]:
         """All that commits of this instance may rest on from now on, for the Lease."""
-        found = {self._loaded, self._next, self._written}
+        found = {self._loaded, self._next, self._written, *self._inherited}
         if self._loaded is None:
             found.add(as_primary(config, self._instance))
         return tuple(sorted(each for each in found if each is not None))
 
     def loaded(self, setting: str) -> None:
         """Take note of what postgres has loaded."""
-        self._loaded = quorum.of_setting(setting)
+        self._loaded = quorum.of_setting(setting, primary=self._instance)
 
     def stopped(self) -> None:
         """postgres does not run: its next start loads the file."""
@@ -76,6 +82,7 @@ class Synchronous:
     def follow(self, config: ClusterConfig) -> bool:
         """As a standby: be ready to become the primary; whether the file is to be written anew."""
         self._next = None
+        self._inherited = ()
         wanted = as_primary(config, self._instance)
         changed = self._written != wanted
         self._written = wanted
@@ -92,6 +99,9 @@ class Synchronous:
         Whether the file is to be written anew and loaded.
         """
         wanted = target(config, self._instance, streaming)
+        if len(set(wanted.members) & set(streaming)) >= wanted.standbys:
+            # Whoever streams has all that this primary began with.
+            self._inherited = ()
         if self._loaded == wanted == self._written:
             self._next = None
             return False

@@ -137,8 +137,8 @@ def unfit(pod: str, candidates: Mapping[str, Candidate], rules: Rules) -> str | 
     }
     if reason := quorum.unproven(rules.quorums, known.keys()):
         return reason
-    members = {member for each in rules.quorums or () for member in each.members}
-    ahead = [other for other in sorted(members & known.keys()) if known[other] > candidate.point]
+    asked = {pod for each in rules.quorums or () for pod in (each.primary, *each.members)}
+    ahead = [other for other in sorted(asked & known.keys()) if known[other] > candidate.point]
     return f"{ahead[0]} has more" if ahead else None
 
 

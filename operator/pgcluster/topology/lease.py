@@ -41,7 +41,8 @@ class LeaseRecord:
     container that holds it, `uid` the very object. `last_holder` is the holder, or who released it;
     `handover`: for a successor that somebody, such as `repmgr standby switchover`, has chosen.
     `reserved` is the highest timeline that any promotion has begun: it may exist although no mark
-    names it.
+    names it. `writer` is the last holder that was, or was about to be, the primary: `quorums` are
+    its own, and nobody has written after it.
     """
 
     holder: str
@@ -55,6 +56,7 @@ class LeaseRecord:
     last_holder: str | None = None
     handover: bool = False
     reserved: int = 0
+    writer: str | None = None
 
     @classmethod
     def parse(cls, manifest: Mapping[str, Any], *, default_duration_s: float) -> LeaseRecord:
@@ -78,6 +80,7 @@ class LeaseRecord:
             reserved=_number(annotations.get(names.ANNOTATION_RESERVED)),
             handover=annotations.get(names.ANNOTATION_HANDOVER) == "true",
             last_holder=spec.get("holderIdentity") or annotations.get(names.ANNOTATION_LAST_HOLDER),
+            writer=annotations.get(names.ANNOTATION_WRITER),
         )
 
 

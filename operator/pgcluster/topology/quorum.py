@@ -23,13 +23,14 @@ _ANY = re.compile(r'ANY ([0-9]+) \(("[^"]+"(?:, ?"[^"]+")*)\)', re.ASCII)
 
 @dataclass(frozen=True, slots=True, order=True)
 class Quorum:
-    """What a primary waits for before it acknowledges: any `standbys` of `members` (pods).
+    """What `primary` waits for before it acknowledges: any `standbys` of `members` (pods).
 
     With 0 standbys nothing is promised, and nothing has to be proven.
     """
 
     standbys: int
     members: tuple[str, ...] = ()
+    primary: str = ""
 
     def setting(self) -> str:
         """Value of `synchronous_standby_names`; empty where nothing is promised."""
@@ -40,7 +41,7 @@ class Quorum:
 
     def unproven(self, visible: Collection[str]) -> str | None:
         """Why the instances that can be seen prove nothing; None where they do."""
-        if self.standbys == 0 or not self.members:
+        if self.standbys == 0 or not self.members or self.primary in visible:
             return None
         seen = [pod for pod in self.members if pod in visible]
         needed = len(self.members) - self.standbys + 1
@@ -52,25 +53,28 @@ class Quorum:
         )
 
 
-def of_setting(value: str) -> Quorum:
+def of_setting(value: str, *, primary: str) -> Quorum:
     """Read `synchronous_standby_names` as we write it; anything else promises nothing."""
     found = _ANY.fullmatch(value.strip())
     if found is None:
         return Quorum(0)
-    return Quorum(int(found[1]), tuple(re.findall(r'"([^"]+)"', found[2])))
+    return Quorum(int(found[1]), tuple(re.findall(r'"([^"]+)"', found[2])), primary)
 
 
 def wanted(standbys: int, *, primary: str, instances: Iterable[str]) -> Quorum:
     """The quorum of a primary: any `standbys` of all other instances, or as many as there are."""
     members = tuple(sorted(set(instances) - {primary}, key=lambda pod: (len(pod), pod)))
     number = min(standbys, len(members))
-    return Quorum(number, members if number else ())
+    return Quorum(number, members, primary) if number else Quorum(0)
 
 
 def dump(quorums: Iterable[Quorum]) -> str:
     """As the Lease's annotation has it."""
     return json.dumps(
-        [{"standbys": each.standbys, "members": list(each.members)} for each in quorums]
+        [
+            {"primary": each.primary, "standbys": each.standbys, "members": list(each.members)}
+            for each in quorums
+        ]
     )
 
 
@@ -80,7 +84,11 @@ def parse(text: str | None) -> tuple[Quorum, ...] | None:
         return ()
     try:
         return tuple(
-            Quorum(int(each["standbys"]), tuple(str(pod) for pod in each["members"]))
+            Quorum(
+                int(each["standbys"]),
+                tuple(str(pod) for pod in each["members"]),
+                str(each["primary"]),
+            )
             for each in json.loads(text)
         )
     except (ValueError, KeyError, TypeError):

@@ -348,3 +348,26 @@ def test_a_standby_remembers_the_timeline_it_has_followed() -> None:
 def test_the_reported_lag_is_coarse() -> None:
     lags = (None, 0, 1 << 20, (1 << 20) + 1, 1 << 24, (1 << 24) + 1)
     assert [coarse(lag) for lag in lags] == [None, 0, 0, 1 << 24, 1 << 24, 1 << 28]
+
+
+def test_used_up_timelines_are_nobodys_until_the_one_that_was_begun_tells_of_them(
+    tmp_path: Path,
+) -> None:
+    data = DataDirectories(lambda: CONFIG, "shop-1")
+    data.current = tmp_path
+    wal = tmp_path / "pg_wal"
+    wal.mkdir()
+    (wal / "00000003.history").write_text("2\t0/5000000\tno recovery target specified\n")
+    data.use_up_timelines(6)
+    assert {path.name: path.read_text() for path in wal.iterdir()} == {
+        "00000002.history": "",
+        "00000003.history": "2\t0/5000000\tno recovery target specified\n",
+        "00000004.history": "",
+        "00000005.history": "",
+    }
+    begun = "2\t0/5000000\tx\n3\t0/6000000\tx\n"
+    (wal / "00000006.history").write_text(begun)
+    data.tell_timelines(4, 6)
+    assert (wal / "00000004.history").read_text() == begun
+    assert (wal / "00000005.history").read_text() == begun
+    assert (wal / "00000002.history").read_text() == ""

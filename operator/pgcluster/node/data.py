@@ -99,18 +99,32 @@ class DataDirectories:
             await asyncio.to_thread(shutil.rmtree, self._aside, ignore_errors=True)
             await asyncio.to_thread(self._remove_stray_waldirs)
 
-    def use_up_timelines(self, first: int, end: int) -> None:
-        """Have the next promotion begin timeline `end`, and none of those from `first` up to it.
+    def use_up_timelines(self, end: int) -> None:
+        """Have the next promotion begin timeline `end`, and none below it.
 
         PostgreSQL takes the first number of which it finds no history file, and does not read what
         it finds. An empty one is nobody's history: a standby that looks for a newer timeline to
         follow refuses it. Source: findNewestTimeLine, rescanLatestTimeLine.
         """
-        for number in range(first, end):
-            path = self.current / "pg_wal" / f"{number:08X}.history"
+        for number in range(2, end):
             with contextlib.suppress(FileExistsError):
-                os.close(os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600))
+                flags = os.O_CREAT | os.O_EXCL | os.O_WRONLY
+                os.close(os.open(self._history(number), flags, 0o600))
         _sync(self.current / "pg_wal")
+
+    def tell_timelines(self, first: int, end: int) -> None:
+        """After the promotion to timeline `end`: the used up ones from `first` on have its history.
+
+        repmgr asks a primary where the timeline after a standby's own has branched off; for one
+        that was used up that is where the one that was begun has.
+        """
+        history = self._history(end).read_text()
+        for number in range(first, end):
+            if not self._history(number).read_bytes():
+                write_atomically(self._history(number), history)
+
+    def _history(self, timeline: int) -> Path:
+        return self.current / "pg_wal" / f"{timeline:08X}.history"
 
     def put_standby_signal(self) -> None:
         """Make sure that the next start is not that of a primary; RetryError on a full volume."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import fcntl
 import logging
 import os
@@ -139,13 +140,17 @@ class Server:
         """
         if self.child.pid is None:
             return "postgres does not run"
-        self.data.use_up_timelines(after + 1, timeline)
+        self.data.use_up_timelines(timeline)
         self.fence.arm(until_s)
         result = await run(
             [f"{self._bindir}/pg_ctl", "-D", str(self.data.current), "-w", "-t", "60", "promote"],
             deadline_s=65,
         )
-        return None if result.status == 0 else f"pg_ctl promote failed: {result.last_line}"
+        if result.status != 0:
+            return f"pg_ctl promote failed: {result.last_line}"
+        with contextlib.suppress(OSError):
+            self.data.tell_timelines(after + 1, timeline)
+        return None
 
     async def stop(self, *, fast: bool = True) -> None:
         """Stop postgres: fast (a clean end, clients are cut), or at once (recovery follows)."""

@@ -79,6 +79,24 @@ class UserConfig(_Document):
     member_of: tuple[str, ...] = ()
 
 
+class SwitchoverConfig(_Document):
+    """A planned hand-over to one instance, in one epoch only: afterwards it means nothing.
+
+    `request` identifies it: an agent that refused it does not try the same one again.
+    """
+
+    request: str
+    target: str
+    epoch: int
+
+
+class RestartConfig(_Document):
+    """Leave for one instance to restart postgres in place, where parameters wait for that."""
+
+    instance: str
+    request: str
+
+
 class ClusterConfig(_Document):
     """Everything of a PgCluster that an agent needs, without one API call."""
 
@@ -102,5 +120,7 @@ class ClusterConfig(_Document):
     users: tuple[UserConfig, ...] = ()
     read_only_pool: bool = True
     paused: bool = False
+    switchover: SwitchoverConfig | None = None
+    restart: RestartConfig | None = None
     # Known to the operator from status: protects a cluster whose Lease object was deleted.
     system_identifier: str | None = None

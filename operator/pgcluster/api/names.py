@@ -50,6 +50,10 @@ ANNOTATION_WRITER = f"{GROUP}/writer"
 ANNOTATION_LAST_HOLDER = f"{GROUP}/last-holder"
 # … whether it was given up for a successor that somebody has chosen,
 ANNOTATION_HANDOVER = f"{GROUP}/handover"
+# … that the holder is about to stop in order, so that the pools hold their clients,
+ANNOTATION_PAUSING = f"{GROUP}/pausing"
+# … who is to take over then,
+ANNOTATION_SUCCESSOR = f"{GROUP}/successor"
 # … and a word that the kubelet repeats when this very container has ended.
 ANNOTATION_CONTAINER = f"{GROUP}/holder-container"
 # On a postgres pod, written by its agent: one JSON document, see api/reports.py.

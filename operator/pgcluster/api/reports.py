@@ -50,6 +50,22 @@ class PromotionPhases(_Report):
     config: str | None = None
 
 
+class HandoverReport(_Report):
+    """A planned hand-over as the primary that hands over sees it.
+
+    `request` is that of the operator's wish; None for one that nobody asked for by name: a pod
+    that is deleted, or `repmgr standby switchover`. `refused`: nothing was begun; `failed`: it was
+    begun, and everything was put back. `at` is when it came to this state, RFC 3339 UTC.
+    """
+
+    request: str | None = None
+    target: str | None = None
+    epoch: int = 0
+    state: Literal["checking", "holding", "stopping", "done", "refused", "failed"]
+    reason: str = ""
+    at: str = ""
+
+
 class InstanceReport(_Report):
     """One instance as its agent sees it."""
 
@@ -75,6 +91,7 @@ class InstanceReport(_Report):
     pending_restart: tuple[str, ...] = ()  # parameters that wait for a restart
     progress: str | None = None  # such as "clone: 412 of 2048 MiB"
     promotion: PromotionPhases | None = None
+    handover: HandoverReport | None = None  # the last one that it began or refused
     # Declared users and databases that could not be made: name → reason (primary only)
     failed_objects: dict[str, str] = {}
     # How full its fuller volume is, rounded down to steps of 5

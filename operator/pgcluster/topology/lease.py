@@ -42,7 +42,9 @@ class LeaseRecord:
     `handover`: for a successor that somebody, such as `repmgr standby switchover`, has chosen.
     `reserved` is the highest timeline that any promotion has begun: it may exist although no mark
     names it. `writer` is the last holder that was, or was about to be, the primary: `quorums` are
-    its own, and nobody has written after it.
+    its own, and nobody has written after it. `pausing`: the holder is about to stop in order, and
+    the pools are to hold their clients; `successor` is the instance that is to take over then, in
+    which case no other takes the Lease as long as `handover` is waited for.
     """
 
     holder: str
@@ -57,6 +59,8 @@ class LeaseRecord:
     handover: bool = False
     reserved: int = 0
     writer: str | None = None
+    pausing: bool = False
+    successor: str | None = None
 
     @classmethod
     def parse(cls, manifest: Mapping[str, Any], *, default_duration_s: float) -> LeaseRecord:
@@ -81,6 +85,8 @@ class LeaseRecord:
             handover=annotations.get(names.ANNOTATION_HANDOVER) == "true",
             last_holder=spec.get("holderIdentity") or annotations.get(names.ANNOTATION_LAST_HOLDER),
             writer=annotations.get(names.ANNOTATION_WRITER),
+            pausing=annotations.get(names.ANNOTATION_PAUSING) == "true",
+            successor=annotations.get(names.ANNOTATION_SUCCESSOR) or None,
         )
 
 

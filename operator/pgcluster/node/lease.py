@@ -38,7 +38,7 @@ _MIN_REQUEST_S = 0.5
 # A renewal that has no answer by then may get none: the other instances are asked meanwhile.
 _FAILSAFE_AFTER_S = 0.7
 # Clients may be waiting for the answer.
-_TELL_S = 1.5
+_TELL_S = 1.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -238,21 +238,22 @@ class LeaseKeeper:
 
     async def _tell(self) -> bool:
         """Write what has changed as the holder, now."""
-        for _ in range(2):
-            sent_s = monotonic_s()
-            try:
-                async with asyncio.timeout(_TELL_S):
-                    if (written := await self._request_renewal()) is None:
+        try:
+            async with asyncio.timeout(_TELL_S):
+                for _ in range(2):
+                    sent_s = monotonic_s()
+                    try:
+                        written = await self._request_renewal()
+                    except Conflict:
+                        await self._look_again()
+                        continue
+                    if written is None:
                         return False
-            except Conflict:
-                await self._look_again()
-                continue
-            except (PgClusterError, TimeoutError) as error:
-                log.warning("the Lease was not written: %s", error or "no answer in time")
-                self._manifest = None
-                return False
-            self._hold(written, sent_s)
-            return True
+                    self._hold(written, sent_s)
+                    return True
+        except (PgClusterError, TimeoutError) as error:
+            log.warning("the Lease was not written: %s", error or "no answer in time")
+            self._manifest = None
         return False
 
     async def _take(self, ended: str | None, accepted: WalPoint | None, *, writes: bool) -> bool:

@@ -103,7 +103,8 @@ async def handed_over(world: World, agent: Agent) -> None:
     other = world.agents[world.random.choice(sorted(world.names - {agent.name}))]
     if agent.writes():
         world.say(f"{agent.name} hands over to {other.name}")
-        agent.tasks.append(world.start(agent, agent.hand_over(other)))
+        called_off = world.random.random() < 0.1
+        agent.tasks.append(world.start(agent, agent.hand_over(other, called_off=called_off)))
 
 
 async def wanted(world: World, agent: Agent) -> None:
@@ -329,12 +330,7 @@ def test_a_handover_that_is_cut_off_at_any_step_ends_with_one_primary(
     step: str, standbys: int
 ) -> None:
     for seed in range(5):
-        try:
-            run(seed, standbys=standbys, life=a_handover_cut_off(step))
-        except AssertionError as error:
-            # One in ten is called off before the stop.
-            if isinstance(error, Violation) or step in ("asked", "announced"):
-                raise
+        run(seed, standbys=standbys, life=a_handover_cut_off(step))
 
 
 async def a_handover(world: World) -> None:

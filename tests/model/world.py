@@ -239,7 +239,7 @@ class Agent:
         await asyncio.sleep(self.world.random.uniform(0.5, 5.0))
         await self.boot()
 
-    async def hand_over(self, successor: Agent) -> None:
+    async def hand_over(self, successor: Agent, *, called_off: bool = False) -> None:
         """A planned hand-over as the primary has it: node/handover.py, without its shell.
 
         An order that is carried out late, or twice, must do no harm, so nothing is checked first.
@@ -254,7 +254,7 @@ class Agent:
         self.took("announced")
         await asyncio.sleep(chance.uniform(0.0, 1.0))
         await self.awake.wait()
-        if chance.random() < 0.1 or not self.writes():
+        if called_off or not self.writes():
             await self.keeper.withdraw()
             return
         self.took("drained")

@@ -311,11 +311,16 @@ def a_handover_cut_off(step: str) -> Callable[[World], Awaitable[None]]:
     async def life(world: World) -> None:
         trying = world.start(None, elections(world))
         primary = await _settle(world)
+        trying.cancel()
+        # Whoever still stands before the gate goes away.
+        await asyncio.sleep(21)
         successor = next(agent for agent in world.agents.values() if agent is not primary)
         world.say(f"{primary.name} hands over to {successor.name}, until one has {step}")
         dying = world.start(None, _dies_after(world, step, (primary, successor)))
         primary.tasks.append(world.start(primary, primary.hand_over(successor)))
-        await asyncio.sleep(20)
+        await asyncio.sleep(5)
+        trying = world.start(None, elections(world))
+        await asyncio.sleep(15)
         dying.cancel()
         await _settle(world)
         trying.cancel()
@@ -329,13 +334,16 @@ def a_handover_cut_off(step: str) -> Callable[[World], Awaitable[None]]:
 def test_a_handover_that_is_cut_off_at_any_step_ends_with_one_primary(
     step: str, standbys: int
 ) -> None:
-    for seed in range(5):
+    for seed in range(3):
         run(seed, standbys=standbys, life=a_handover_cut_off(step))
 
 
 async def a_handover(world: World) -> None:
+    """Nobody elects: whoever was named is the primary afterwards, by its own agent alone."""
     trying = world.start(None, elections(world))
     primary = await _settle(world)
+    trying.cancel()
+    await asyncio.sleep(21)
     for successor in list(world.agents.values()) * 2:
         if successor is primary:
             continue
@@ -346,10 +354,9 @@ async def a_handover(world: World) -> None:
         kept = {commit.number for commit in after.postgres.log}
         if not acknowledged <= kept:
             raise world.violation(f"{after.name} lacks what {primary.name} had acknowledged")
+        if after is not successor:
+            raise world.violation(f"{after.name} is the primary, and not {successor.name}")
         primary = after
-    trying.cancel()
-    taken = sum("taken" in agent.steps for agent in world.agents.values())
-    assert taken, world.history
 
 
 def test_a_handover_without_a_fault_loses_nothing_even_without_a_quorum() -> None:

@@ -5,6 +5,7 @@ the standard library's lightest parts. It is silent: repmgr reads one line and c
 and a second line would kill it with SIGPIPE, which repmgr takes for success.
 
 Usage: pgcluster-event gate | promote | event NODE EVENT SUCCESS | service start|stop|restart|reload
+PGCLUSTER_ASKED_BY is the instance for whose repmgr a service is stopped.
 Exit status: 0 done (gate: promotion allowed), 1 refused or failed, 2 the agent was not reached.
 """
 

@@ -52,6 +52,8 @@ class Running:
         self._holding_since_s: float | None = None
         self._adrift_since_s: float | None = None
         self._followed_s = 0.0
+        # Whom it was told to follow since it last streamed.
+        self._followed: str | None = None
         # Whom the last primary was to hand over to, as the Lease said.
         self._heir: str | None = None
         self._settled_epoch: int | None = None
@@ -202,7 +204,7 @@ class Running:
     async def _attached(self, holder: str, *, planned: bool) -> None:
         """Streaming from the primary; `planned`: which is about to stop, so that repmgrd waits."""
         instance = self._instance
-        self._adrift_since_s = None
+        self._adrift_since_s = self._followed = None
         instance.rewind_failed = False
         instance.lost_wal = None
         instance.promotion.all_well(holder)
@@ -220,8 +222,7 @@ class Running:
         instance = self._instance
         follow_after_s = self._follow_after_s(holder)
         if self._adrift_since_s is None:
-            self._adrift_since_s = now_s
-            self._followed_s = now_s if follow_after_s else now_s - _FOLLOW_AFTER_S
+            self._adrift_since_s = self._followed_s = now_s
             instance.promotion.suspect()
         adrift_s = now_s - self._adrift_since_s
         if adrift_s < follow_after_s or not await instance.promotion.ask(holder):
@@ -234,7 +235,8 @@ class Running:
             self._adrift_since_s = None
             instance.must_rejoin = True
             return 0.0
-        if now_s - self._followed_s >= _FOLLOW_AFTER_S:
+        at_once = follow_after_s == 0.0 and self._followed != holder
+        if at_once or now_s - self._followed_s >= _FOLLOW_AFTER_S:
             if reason := await self._wal_gone(holder):
                 # A rejoin finds no divergence and would start it again and again.
                 log.warning("cloning anew: %s", reason)
@@ -245,7 +247,7 @@ class Running:
                 instance.must_rejoin = instance.rewind_failed = True
                 return 0.0
             await instance.duties.repmgr.standby_follow(holder)
-            self._followed_s = monotonic_s()
+            self._followed_s, self._followed = monotonic_s(), holder
         return _WAITING_CYCLE_S
 
     def _follow_after_s(self, holder: str) -> float:

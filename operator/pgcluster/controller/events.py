@@ -77,8 +77,9 @@ def _rolled(before: PgClusterStatus, after: PgClusterStatus) -> Iterable[Event]:
         yield Event("RolloutStarted", note, f"{occasion}/{since}")
     known = {row.pod: row.up_to_date for row in before.members}
     for row in after.members:
-        if rolled and row.ready and row.up_to_date and not known.get(row.pod):
-            yield Event("InstanceRestarted", f"{row.pod} is up to date", f"{occasion}/{row.pod}")
+        if rolled and was is not None and row.ready and row.up_to_date and not known.get(row.pod):
+            note = f"{row.pod} is up to date"
+            yield Event("InstanceRestarted", note, f"{occasion}/{was.last_transition_time}")
     if rolled and not rolls and _is_true(after, conditions.READY):
         since = was.last_transition_time if was else ""
         note = f"all {len(after.members)} instances are up to date"

@@ -11,6 +11,7 @@ from pgcluster.clock import monotonic_s
 from pgcluster.node.instance import Instance
 from pgcluster.node.metrics import Metrics
 from pgcluster.node.promotion import host
+from pgcluster.node.restart import Restart
 from pgcluster.node.retention import wal_gone
 from pgcluster.node.synchronous import as_primary
 from pgcluster.postgres.local import Observation
@@ -41,8 +42,9 @@ _REJOIN_AFTER_S = 20.0
 class Running:
     """The running half of the agent's loop."""
 
-    def __init__(self, instance: Instance, metrics: Metrics) -> None:
+    def __init__(self, instance: Instance, metrics: Metrics, restart: Restart) -> None:
         self._instance = instance
+        self._restart = restart
         self._metrics = metrics
         self._lease_free_since_s: float | None = None
         self._holding_since_s: float | None = None
@@ -60,6 +62,8 @@ class Running:
             return 0.0
         observed = await self._look()
         instance.standing.see(observed)
+        await instance.parameters.see(observed, instance.server.local)
+        await self._restart.over()
         instance.synchronous.loaded(observed.synchronous)
         instance.standing.holding = instance.lease.holding()
         instance.standing.failsafe = instance.lease.failsafe_since_s is not None
@@ -114,6 +118,10 @@ class Running:
             duties.forget()
         await instance.look_around(primary=True)
         await instance.point_pools()
+        await instance.heed_demands(primary=True)
+        if self._restart.due(observed):
+            await self._restart.primary(observed)
+            return _WAITING_CYCLE_S if instance.server.running else 0.0
         self._keep_synchronous(observed)
         if self._settled_epoch != instance.lease.epoch:
             # Not waited for: with large buffers it takes minutes.
@@ -140,7 +148,7 @@ class Running:
             instance.config, observed.standbys, lease.record.quorums if lease else None
         ):
             instance.write_configuration()
-            instance.server.reload()
+            instance.reload()
         if instance.synchronous.quorums(instance.config) != before:
             instance.lease.renew_soon()
         full = as_primary(instance.config, instance.me)
@@ -159,7 +167,7 @@ class Running:
         if instance.lease.holding():
             return await self._promote_when_due(now_s)
         if instance.synchronous.follow(instance.config) and instance.write_configuration():
-            instance.server.reload()
+            instance.reload()
         self._holding_since_s = None
         if lease.free(now_s):
             return await self._watchdog(now_s)
@@ -175,6 +183,10 @@ class Running:
         if holder == instance.me:
             # Ours by name but not renewed by this process: it runs out, or the gate takes it.
             return _WAITING_CYCLE_S
+        await instance.heed_demands(primary=False)
+        if self._restart.due(observed):
+            await self._restart.standby(observed)
+            return 0.0
         if observed.streaming and self._streams_from(observed, holder):
             await self._attached(holder)
             return _CYCLE_S

@@ -77,6 +77,7 @@ class Restart:
             await instance.stop_repmgrd()
             await instance.stop_postgres()
         except BaseException:
+            instance.restarted = None
             await self.over()
             raise
         # It goes on writing in a moment: the end of its WAL is not the cluster's.

@@ -1,4 +1,4 @@
-"""Parameters on real servers: refused, reloaded and verified, raised and lowered under a standby."""
+"""Parameters on real servers: refused, reloaded and verified, raised and lowered."""
 
 from __future__ import annotations
 

@@ -330,6 +330,22 @@ async def test_a_running_cluster_keeps_its_image(kube: FakeKube) -> None:
     assert await reconcile(kube) == []
 
 
+async def test_an_image_that_the_spec_names_is_forgotten_with_it(kube: FakeKube) -> None:
+    await ready_cluster(kube)
+    want(kube, image="pg:wrong")
+    await reconcile(kube)
+    assert image(kube) == "pg:wrong"
+    want(kube)
+    await reconcile(kube)
+    assert image(kube) == "pg:17"
+
+
+def image(kube: FakeKube) -> str:
+    stateful_set = kube.find(STATEFUL_SETS, "shop")
+    assert stateful_set is not None
+    return str(stateful_set["spec"]["template"]["spec"]["containers"][0]["image"])
+
+
 async def test_a_new_value_of_the_restart_annotation_takes_the_newer_image(kube: FakeKube) -> None:
     await ready_cluster(kube)
     newer = Catalog(postgres={"17": "pg:17-next"}, pgbouncer="pgb:2")

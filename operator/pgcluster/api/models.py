@@ -484,9 +484,9 @@ class PgClusterStatus(Model):
     selector: str | None = None
     """Label selector of the instances, for the scale subresource."""
     image: str | None = None
-    """Image of the instances, pinned when the cluster was made."""
+    """Image of the instances where the spec names none: pinned when the cluster was made, chosen anew by annotation pgcluster.dev/restart."""
     pgbouncer_image: str | None = None
-    """Image of the poolers."""
+    """Image of the poolers where the spec names none, pinned likewise."""
     restart: str | None = None
     """Value of annotation pgcluster.dev/restart for which the images were last chosen."""
     members: tuple[Member, ...] = list_map("pod", max_items=50)

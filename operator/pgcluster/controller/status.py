@@ -47,6 +47,8 @@ def compute(
     """The status to store. `cluster` is None where its spec cannot be understood."""
     known = known_status(observed)
     generation = int(observed.cluster["metadata"].get("generation") or 0)
+    # An image that the spec names is not pinned: a wrong one would outlive its correction.
+    spec = cluster.spec if cluster else None
     outdated = outcome.rolling.outdated if outcome.rolling else None
     members = tuple(rows.member(pod, observed.holder, outdated) for pod in observed.pods)
     poolers = tuple(
@@ -78,8 +80,10 @@ def compute(
         ready_instances=sum(member.ready for member in members),
         selector=f"{names.LABEL_CLUSTER}={observed.key.name},"
         f"{names.LABEL_COMPONENT}={names.COMPONENT_POSTGRES}",
-        image=outcome.image or known.image,
-        pgbouncer_image=outcome.pgbouncer_image or known.pgbouncer_image,
+        image=known.image if spec and spec.image else outcome.image or known.image,
+        pgbouncer_image=known.pgbouncer_image
+        if spec and spec.pgbouncer.image
+        else outcome.pgbouncer_image or known.pgbouncer_image,
         restart=cluster.restart if cluster and outcome.image else known.restart,
         members=members,
         poolers=poolers,

@@ -161,7 +161,7 @@ class FakeInstance:
     async def stop_repmgrd(self) -> None:
         self.log.append("stop repmgrd")
 
-    async def stop_postgres(self) -> None:
+    async def stop_postgres(self, *, checkpoint: bool = True) -> None:
         if self.fails:
             raise RetryError("it hangs")
         self.log.append("stop postgres")
@@ -174,7 +174,7 @@ def log() -> list[str]:
 
 
 def restart(instance: FakeInstance, pools: Pools) -> Restart:
-    return Restart(cast(Instance, instance), lambda: pools)
+    return Restart(cast(Instance, instance), pools)
 
 
 PENDING = observation(pending=("shared_buffers",))

@@ -114,6 +114,7 @@ TERMINATION_LOG = "/dev/termination-log"  # the kubelet reads it when the contai
 SPACE_CONF = f"{RUN}/space.conf"  # what postgres may not do while a volume is full
 TRIAL_CONF = f"{RUN}/postgresql.trial.conf"  # settings that postgres is asked about
 GOOD_PARAMETERS = f"{VOLUME}/.parameters.json"  # those of the last start that succeeded
+ENV_ASKED_BY = "PGCLUSTER_ASKED_BY"  # of repmgr's commands for a peer: which instance asks
 AGENT_CLIENT = "/usr/local/bin/pgcluster-event"  # repmgr's commands call it
 
 # --- mounts shared by the pods ----------------------------------------------------------------

@@ -7,7 +7,6 @@ clients meanwhile; the loop starts postgres again by the start table, as after a
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
 from typing import Protocol
 
 from pgcluster.api.errors import RetryError
@@ -32,9 +31,9 @@ class Holds(Protocol):
 
 
 class Restart:
-    """The restarts of one instance; `pools` is what holds clients, where there is such a thing."""
+    """The restarts of one instance."""
 
-    def __init__(self, instance: Instance, pools: Callable[[], Holds | None]) -> None:
+    def __init__(self, instance: Instance, pools: Holds) -> None:
         self._instance = instance
         self._pools = pools
         self._holding = False
@@ -65,8 +64,7 @@ class Restart:
         if monotonic_s() < self._not_before_s:
             return
         self._not_before_s = monotonic_s() + _AGAIN_S
-        pools = self._pools()
-        if pools is not None and (reason := await pools.hold()) is not None:
+        if (reason := await self._pools.hold()) is not None:
             log.info("no restart in place yet: %s", reason)
             return
         self._holding = True
@@ -75,7 +73,7 @@ class Restart:
                 raise RetryError("the Lease was lost before the restart")
             self._begin(observed)
             await instance.stop_repmgrd()
-            await instance.stop_postgres()
+            await instance.stop_postgres(checkpoint=False)
         except BaseException:
             instance.restarted = None
             await self.over()
@@ -85,11 +83,10 @@ class Restart:
 
     async def over(self) -> None:
         """postgres answers again, or nothing has come of it: let the clients go on."""
-        pools = self._pools()
-        if not self._holding or pools is None:
+        if not self._holding:
             return
         try:
-            await pools.let_go()
+            await self._pools.let_go()
         except RetryError as error:
             # The next look tries again, and the pools do not wait for ever.
             log.info("the pools were not let go: %s", error)

@@ -276,7 +276,7 @@ class Instance:
 
     def start_failed(self, error: RetryError) -> None:
         """postgres did not start: the former parameters come back, if they were others."""
-        self.failed_starts.append(str(error))
+        self.failed_starts = [*self.failed_starts, str(error)][-_FAILED_STARTS:]
         former = self.parameters.fall_back(self.config)
         if former is not None:
             self.config = former

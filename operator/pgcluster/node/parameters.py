@@ -76,8 +76,8 @@ class Parameters:
             former = self._in_force or self._read_good()
             use_former = bool(self.refused) and former is not None
             self._in_force = former if use_former else config.parameters
+        # `loaded` stays what it was: it names the former parameters until these are looked up.
         self._told = config
-        self.loaded = None
         self._checked = False
         return config.model_copy(update={"parameters": self._in_force})
 

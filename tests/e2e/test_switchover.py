@@ -131,10 +131,6 @@ def _holding(record: LeaseRecord, _: str) -> bool:
     return record.pausing
 
 
-def _given_up(record: LeaseRecord, _: str) -> bool:
-    return record.holder == "" and record.handover
-
-
 def _taken(record: LeaseRecord, state: str) -> bool:
     return state == "done" and record.holder != ""
 
@@ -151,22 +147,18 @@ POINTS: dict[str, tuple[Callable[[LeaseRecord, str], bool], Hurt]] = {
                 _postmaster,
                 _container_of_the_primary,
                 _agent_of_the_target,
+                _container_of_the_target,
                 _a_pooler,
             ),
         ),
-        ("given up", _given_up, (_agent_of_the_target, _container_of_the_target, _a_pooler)),
         ("taken", _taken, (_container_of_the_primary, _postmaster, _agent_of_the_target)),
     )
     for hurt in hurts
     for what in (hurt.__name__.strip("_").replace("_", " "),)
 }
-# One of each part and step in a short run; all of them with E2E_FULL=1.
-SHORT = (
-    "holding agent of the primary",
-    "holding postmaster",
-    "given up container of the target",
-    "holding a pooler",
-)
+# Some in a short run; all of them with E2E_FULL=1. What lasts for milliseconds only, between the
+# release of the Lease and the promotion, is cut off in tests/model.
+SHORT = ("holding agent of the primary", "holding container of the target", "holding a pooler")
 
 
 class Stretched:
@@ -177,9 +169,7 @@ class Stretched:
 
     def __init__(self, shop: Cluster) -> None:
         pod = shop.pod(shop.poolers()[-1])
-        self._container = next(
-            c for name, c in processes.containers(pod).items() if name != "pgbouncer"
-        )
+        self._container = processes.containers(pod)["agent"]
 
     def __enter__(self) -> None:
         self._container.signal("STOP")
@@ -215,8 +205,8 @@ def test_whatever_is_killed_at_whatever_step_one_primary_goes_on(
         try:
             wait_for(shop, ordeal.primary, seen)
             hurt(shop, ordeal.primary, target)
-        except (AssertionError, processes.NoSuchProcess) as error:
-            missed.append(str(error))
+        except Exception as error:  # to be told in the test's own thread
+            missed.append(f"{type(error).__name__}: {error}")
 
     striking = threading.Thread(target=strike)
     striking.start()
@@ -224,7 +214,8 @@ def test_whatever_is_killed_at_whatever_step_one_primary_goes_on(
         ask(shop, target)
         striking.join(70)
     outcome = ordeal.ended(may_lose=True, within=240)
-    report.measured(f"switchover, {point}: the step was missed", len(missed))
+    assert not missed, missed
+    report.measured(f"switchover, {point}: the primary is another one", outcome.after == target)
     assert outcome.after in shop.instances()
     for row in shop.status()["poolers"]:
         assert not row["paused"], row

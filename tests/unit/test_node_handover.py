@@ -206,7 +206,7 @@ class World:
             hands_off_until_s=0.0,
             handing_over=False,
             final_point=None,
-            stop_repmgrd=self._noted("repmgrd stops"),
+            quieten_repmgrd=self._noted("repmgrd stops"),
             stop_postgres=self._stop,
         )
         self.handover = Handover(cast(Instance, self.instance))

@@ -336,7 +336,7 @@ class Handover:
         instance.handing_over = True
         try:
             # It would take the stop for a loss.
-            await instance.stop_repmgrd()
+            await instance.quieten_repmgrd()
             announced_s = monotonic_s()
             if not await instance.lease.announce(successor):
                 raise Abandoned("the API server did not hear of it", begun=True)

@@ -47,6 +47,15 @@ def _switch_over(world: World, primary: str) -> Heal:
     return _wait_for_another(world, primary)
 
 
+def _roll(world: World, primary: str) -> Heal:
+    """A parameter that needs a restart: the standbys, then one hand-over."""
+    now = world.cluster.value(primary, "SHOW shared_buffers")
+    wanted = "40MB" if now != "40MB" else "48MB"
+    spec = {"postgres": {"parameters": {"shared_buffers": wanted}}}
+    world.cluster.kubectl.patch("pgcluster", world.cluster.name, {"spec": spec})
+    return _wait_for_another(world, primary)
+
+
 def _wait_for_another(world: World, primary: str) -> Heal:
     """What is asked for in order begins a while later; it is over when another is the primary."""
 
@@ -103,6 +112,12 @@ CASES = {
         Case("pod-delete-force", "pod deleted by force", "restart", _delete_by_force),
         Case("pod-delete", "pod deleted in order", "restart", _delete),
         Case("switchover", "switchover by annotation", "restart", _switch_over),
+        Case(
+            "rolling-parameter",
+            "rolling change: a parameter that needs a restart",
+            "restart",
+            _roll,
+        ),
         Case("node-off", "node switched off", "restart", _switch_node_off),
         Case("node-cut", "node cut off", "restart", _cut_node_off),
     )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 from typing import Any, cast
 
 import pytest
@@ -89,6 +90,8 @@ def run(kube: FakeKube, *, primary: str = "shop-0", epoch: int = 1, instances: i
             state="running",
             role="primary" if name == primary else "standby",
             ready=True,
+            upstream=None if name == primary else primary,
+            streaming=("shop-0", "shop-1", "shop-2") if name == primary else None,
             timeline=epoch,
         )
         note = {names.ANNOTATION_INSTANCE: report.model_dump_json()}
@@ -320,7 +323,124 @@ async def test_a_running_cluster_keeps_its_image(kube: FakeKube) -> None:
     newer = Catalog(postgres={"17": "pg:17-next"}, pgbouncer="pgb:2")
     await Reconciler(cast(KubeClient, kube), Metrics(), newer, identity="next")(SHOP)
     assert kube.find(PGCLUSTERS, "shop")["status"]["image"] == "pg:17"  # type: ignore[index]
+    told = condition(kube, "Progressing")
+    assert (told["status"], told["reason"]) == ("False", "RolloutPending")
+    assert "pg:17-next" in told["message"]
+    assert await reconcile(kube) == ["apply/status pgclusters/shop"]
     assert await reconcile(kube) == []
+
+
+async def test_an_image_that_the_spec_names_is_forgotten_with_it(kube: FakeKube) -> None:
+    await ready_cluster(kube)
+    want(kube, image="pg:wrong")
+    await reconcile(kube)
+    assert image(kube) == "pg:wrong"
+    want(kube)
+    await reconcile(kube)
+    assert image(kube) == "pg:17"
+
+
+def image(kube: FakeKube) -> str:
+    stateful_set = kube.find(STATEFUL_SETS, "shop")
+    assert stateful_set is not None
+    return str(stateful_set["spec"]["template"]["spec"]["containers"][0]["image"])
+
+
+async def test_a_new_value_of_the_restart_annotation_takes_the_newer_image(kube: FakeKube) -> None:
+    await ready_cluster(kube)
+    newer = Catalog(postgres={"17": "pg:17-next"}, pgbouncer="pgb:2")
+    operator = Reconciler(cast(KubeClient, kube), Metrics(), newer, identity="next")
+    body = kube.find(PGCLUSTERS, "shop")
+    assert body is not None
+    body["metadata"]["annotations"] = {names.ANNOTATION_RESTART: "monday"}
+    await operator(SHOP)
+    stateful_set = kube.find(STATEFUL_SETS, "shop")
+    assert stateful_set is not None
+    template = stateful_set["spec"]["template"]
+    assert template["spec"]["containers"][0]["image"] == "pg:17-next"
+    assert template["metadata"]["annotations"][names.ANNOTATION_RESTART] == "monday"
+    # Its removal, and the next look of an older operator, change nothing any more.
+    body = kube.find(PGCLUSTERS, "shop")
+    assert body is not None
+    assert body["status"]["restart"] == "monday"
+    del body["metadata"]["annotations"]
+    before = kube.find(STATEFUL_SETS, "shop")
+    await reconcile(kube)
+    assert kube.find(STATEFUL_SETS, "shop") == before
+
+
+async def test_an_outdated_standby_is_deleted_once_and_only_while_the_template_rests(
+    kube: FakeKube,
+) -> None:
+    await ready_cluster(kube)
+    roll(kube)
+    writes = await reconcile(kube)
+    assert [write for write in writes if write.startswith("delete")] == ["delete pods/shop-1"]
+    told = condition(kube, "Progressing")
+    assert (told["status"], told["reason"]) == ("True", "RollingOut")
+    assert "0 of 2 instances are up to date" in told["message"]
+    # The pod is gone, and nobody else goes before it is back.
+    assert not [write for write in await reconcile(kube) if write.startswith("delete")]
+
+
+async def test_a_template_that_changes_in_this_very_look_is_waited_for(kube: FakeKube) -> None:
+    await ready_cluster(kube)
+    roll(kube)
+    want(kube, postgres={"resources": {"requests": {"cpu": 2}}})
+    assert not [write for write in await reconcile(kube) if write.startswith("delete")]
+
+
+async def test_paused_nobody_is_rolled(kube: FakeKube) -> None:
+    await ready_cluster(kube)
+    want(kube, paused=True)
+    roll(kube)
+    assert not [write for write in await reconcile(kube) if write.startswith("delete")]
+
+
+async def test_a_restart_in_place_is_ordered_by_the_configuration(kube: FakeKube) -> None:
+    await ready_cluster(kube)
+    stateful_set = kube.find(STATEFUL_SETS, "shop")
+    assert stateful_set is not None
+    generation = stateful_set["metadata"]["generation"]
+    stateful_set["status"] = {"updateRevision": "new", "observedGeneration": generation}
+    reports(kube, "shop-1", pending_restart=["shared_buffers"])
+    await reconcile(kube)
+    order = configured(kube)["restart"]
+    assert order["instance"] == "shop-1"
+    await reconcile(kube)
+    assert configured(kube)["restart"] == order
+    reports(kube, "shop-1", pending_restart=[])
+    await reconcile(kube)
+    assert configured(kube)["restart"] is None
+
+
+def configured(kube: FakeKube) -> dict[str, Any]:
+    config = kube.find(CONFIG_MAPS, "shop-config")
+    assert config is not None
+    found: dict[str, Any] = json.loads(config["data"][names.CONFIG_KEY])
+    return found
+
+
+def reports(kube: FakeKube, name: str, **changed: Any) -> None:
+    """Let the agent of an instance say something else."""
+    made = kube.find(PODS, name)
+    assert made is not None
+    annotations = made["metadata"]["annotations"]
+    told = json.loads(annotations[names.ANNOTATION_INSTANCE])
+    annotations[names.ANNOTATION_INSTANCE] = json.dumps({**told, **changed})
+
+
+def roll(kube: FakeKube) -> None:
+    """Let every pod be of an earlier template, by the user's doing."""
+    stateful_set = kube.find(STATEFUL_SETS, "shop")
+    assert stateful_set is not None
+    generation = stateful_set["metadata"]["generation"]
+    stateful_set["status"] = {"updateRevision": "new", "observedGeneration": generation}
+    for ordinal in range(2):
+        made = kube.find(PODS, f"shop-{ordinal}")
+        assert made is not None
+        made["metadata"]["labels"]["controller-revision-hash"] = "old"
+        made["metadata"]["annotations"][names.ANNOTATION_INPUTS] = "old"
 
 
 async def test_a_volume_that_shall_grow_leaves_the_fixed_template_alone(kube: FakeKube) -> None:
@@ -480,6 +600,7 @@ async def test_a_stuck_pod_of_an_earlier_template_is_replaced(kube: FakeKube) ->
     for ordinal, reason in enumerate(("ImagePullBackOff", "ContainerCreating")):
         made = pod(f"shop-{ordinal}", names.COMPONENT_POSTGRES, "", {})
         made["metadata"]["labels"]["controller-revision-hash"] = "old"
+        made["metadata"]["annotations"][names.ANNOTATION_INPUTS] = "old"
         waiting = {"name": "postgres", "state": {"waiting": {"reason": reason}}}
         made["status"] = {"containerStatuses": [waiting]}
         kube.put(PODS, made)

@@ -10,7 +10,7 @@ import pytest
 from pgcluster.api import names
 from pgcluster.api.models import PgCluster, PgClusterStatus
 from pgcluster.api.reports import InstanceReport, PoolerReport, PromotionPhases
-from pgcluster.controller import events
+from pgcluster.controller import events, rollout
 from pgcluster.controller.observe import InstancePod, Observed
 from pgcluster.controller.status import Outcome, compute
 
@@ -313,3 +313,60 @@ def test_events_tell_what_changed_and_nothing_at_rest() -> None:
     assert [e.reason for e in events.between(lost, after)] == ["Failover", "Ready"]
     refused = told(observed(*WELL, status=READY), Outcome(blocked=("InvalidSpec", "spec.x: no")))
     assert [e.reason for e in events.between(READY, refused)] == ["InvalidSpec"]
+
+
+# --- rolling changes --------------------------------------------------------------------------
+def rolling(step: rollout.Step, *outdated: str, offered: tuple[str, ...] = ()) -> Outcome:
+    return Outcome(image="pg", rolling=rollout.Plan(step, frozenset(outdated), offered))
+
+
+def test_a_rolling_change_tells_how_far_it_is_and_by_events() -> None:
+    pods = (instance(0, "primary"), instance(1))
+    before = told(observed(*pods), rolling(rollout.Nothing("done")))
+    assert condition(before, "Progressing") == ("False", "Settled")
+    started = rolling(rollout.Wait("shop-1 is replaced"), "shop-0", "shop-1")
+    first = told(observed(*pods, status=before), started)
+    assert condition(first, "Progressing") == ("True", "RollingOut")
+    message = next(x.message for x in first.conditions if x.type == "Progressing")
+    assert message == "0 of 2 instances are up to date; shop-1 is replaced"
+    assert [row.up_to_date for row in first.members] == [False, False]
+    assert [x.reason for x in events.between(before, first)] == ["RolloutStarted"]
+    # The last one is away: that is no end yet.
+    away = told(
+        observed(pods[0], instance(1, ready=False), status=first), rolling(rollout.Nothing("done"))
+    )
+    assert condition(away, "Progressing") == ("True", "RollingOut")
+    done = told(observed(*pods, status=away), rolling(rollout.Nothing("done")))
+    assert condition(done, "Progressing") == ("False", "Settled")
+    reasons = {x.reason for x in events.between(first, done)}
+    assert reasons == {"InstanceRestarted", "RolloutDone"}
+    assert [x.reason for x in events.between(away, done)] == ["RolloutDone", "Ready"]
+
+
+def test_a_rolling_change_that_stopped_waits_for_a_person() -> None:
+    pods = (instance(0, "primary"), instance(1))
+    stopped = rolling(rollout.Stopped("shop-1 does not work: no image", "shop-1"), "shop-0")
+    found = told(observed(*pods), stopped)
+    assert condition(found, "Progressing") == ("False", "RolloutStopped")
+    assert condition(found, "Stalled") == ("True", "RolloutStopped")
+    assert condition(found, "Ready") == ("True", "AllReady")
+
+
+def test_what_the_operator_offers_is_told_and_is_no_progress() -> None:
+    pods = (instance(0, "primary"), instance(1))
+    found = told(observed(*pods), rolling(rollout.Nothing("done"), offered=("shop-1",)))
+    assert condition(found, "Progressing") == ("False", "RolloutPending")
+    message = next(x.message for x in found.conditions if x.type == "Progressing")
+    assert "pgcluster.dev/restart" in message
+
+
+def test_a_parameter_that_is_not_taken_is_named_once_with_where() -> None:
+    refused = {"work_mem": "invalid value"}
+    pods = (
+        instance(0, "primary", refused_parameters=refused),
+        instance(1, refused_parameters=refused),
+    )
+    found = told(observed(*pods))
+    assert condition(found, "Degraded") == ("True", "ParametersRefused")
+    message = next(x.message for x in found.conditions if x.type == "Degraded")
+    assert message == "parameter work_mem is not taken: invalid value (shop-0, shop-1)"

@@ -25,10 +25,36 @@ def test_rendering_is_deterministic_and_sorted() -> None:
     assert text.splitlines() == sorted(text.splitlines())
 
 
-def test_replication_is_sized_by_the_number_of_instances() -> None:
+def test_scaling_needs_no_restart_for_replication() -> None:
     many = CONFIG.model_copy(update={"instances": 9})
-    assert settings(postgres.postgresql_conf(many, instance="shop-0"))["max_wal_senders"] == "22"
-    assert settings(postgres.postgresql_conf(CONFIG, instance="x"))["max_wal_senders"] == "10"
+    for config in (many, CONFIG):
+        rendered = settings(postgres.postgresql_conf(config, instance="shop-0"))
+        assert rendered["max_wal_senders"] == "22"
+
+
+def test_a_standby_holds_what_the_wal_demands_and_no_more() -> None:
+    config = CONFIG.model_copy(update={"parameters": {"max_connections": "50"}})
+    demanded = {"max_connections": 80, "max_worker_processes": 8, "max_prepared_transactions": 3}
+    rendered = settings(postgres.postgresql_conf(config, instance="shop-1", floor=demanded))
+    assert rendered["max_connections"] == "80"
+    assert rendered["max_prepared_transactions"] == "3"
+    assert "max_worker_processes" not in rendered
+    lower = {**demanded, "max_connections": 20}
+    rendered = settings(postgres.postgresql_conf(config, instance="shop-1", floor=lower))
+    assert rendered["max_connections"] == "50"
+
+
+def test_a_value_that_is_no_number_is_left_for_postgres_to_refuse() -> None:
+    floor = {"max_connections": 80}
+    assert postgres.raised({"max_connections": "many"}, floor) == {"max_connections": "many"}
+
+
+def test_what_is_to_become_lower_is_told() -> None:
+    running = {"max_connections": 80, "max_worker_processes": 8, "max_prepared_transactions": 0}
+    assert postgres.lowering({"max_connections": "50"}, running) == ("max_connections",)
+    assert postgres.lowering({"max_connections": "80"}, running) == ()
+    # Taken away from the spec: PostgreSQL's own is what is left.
+    assert postgres.lowering({}, {"max_worker_processes": 12}) == ("max_worker_processes",)
 
 
 def test_the_users_parameters_win_over_defaults_but_not_over_what_the_operator_owns() -> None:

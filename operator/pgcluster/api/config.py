@@ -122,5 +122,7 @@ class ClusterConfig(_Document):
     paused: bool = False
     switchover: SwitchoverConfig | None = None
     restart: RestartConfig | None = None
+    # Identity of `parameters`, which an instance repeats in its report when it has loaded them.
+    settings: str = ""
     # Known to the operator from status: protects a cluster whose Lease object was deleted.
     system_identifier: str | None = None

@@ -7,6 +7,8 @@ docs/reference.md show them.
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections.abc import Mapping
 from typing import Any, Literal, Self
 
@@ -402,6 +404,8 @@ class Member(Model):
     """Version of its PostgreSQL."""
     pending_restart: tuple[str, ...] = atomic_list(max_items=400)
     """Parameters that wait for a restart."""
+    up_to_date: bool | None = None
+    """Whether it runs as the spec asks for; false for one that a rolling change has yet to come to."""
     progress: str | None = None
     """How far a clone has come."""
 
@@ -481,9 +485,11 @@ class PgClusterStatus(Model):
     selector: str | None = None
     """Label selector of the instances, for the scale subresource."""
     image: str | None = None
-    """Image of the instances, pinned when the cluster was made."""
+    """Image of the instances where the spec names none: pinned when the cluster was made, chosen anew by annotation pgcluster.dev/restart."""
     pgbouncer_image: str | None = None
-    """Image of the poolers."""
+    """Image of the poolers where the spec names none, pinned likewise."""
+    restart: str | None = None
+    """Value of annotation pgcluster.dev/restart for which the images were last chosen."""
     members: tuple[Member, ...] = list_map("pod", max_items=50)
     """The instances."""
     poolers: tuple[Pooler, ...] = list_map("pod", max_items=100)
@@ -542,6 +548,21 @@ class PgCluster(Model):
         """Generation of the spec."""
         return int(self.metadata.get("generation", 0))
 
+    @property
+    def restart(self) -> str | None:
+        """What annotation pgcluster.dev/restart last said: a new value restarts the instances.
+
+        One that is taken away restarts nobody.
+        """
+        value = (self.metadata.get("annotations") or {}).get(names.ANNOTATION_RESTART)
+        return str(value) if value else self.status.restart
+
+
+def settings_of(cluster: PgCluster) -> str:
+    """Identity of the parameters of a spec."""
+    text = json.dumps(cluster.spec.postgres.parameters, sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
 
 def users(cluster: PgCluster) -> tuple[User, ...]:
     """The declared users, and the owner of each database where nobody declares it.
@@ -559,7 +580,12 @@ def users(cluster: PgCluster) -> tuple[User, ...]:
     return tuple(found.values())
 
 
-def to_config(cluster: PgCluster, *, system_identifier: str | None) -> agents.ClusterConfig:
+def to_config(
+    cluster: PgCluster,
+    *,
+    system_identifier: str | None,
+    restart: agents.RestartConfig | None = None,
+) -> agents.ClusterConfig:
     """What the agents need to know of the cluster."""
     spec = cluster.spec
     keep = spec.replication.max_slot_wal_keep_size
@@ -620,5 +646,7 @@ def to_config(cluster: PgCluster, *, system_identifier: str | None) -> agents.Cl
         ),
         read_only_pool=spec.pgbouncer.read_only_pool,
         paused=spec.paused,
+        restart=restart,
+        settings=settings_of(cluster),
         system_identifier=system_identifier,
     )

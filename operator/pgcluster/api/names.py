@@ -60,6 +60,10 @@ ANNOTATION_CONTAINER = f"{GROUP}/holder-container"
 ANNOTATION_INSTANCE = f"{GROUP}/instance"
 # On rendered objects: the hash of what they were rendered from.
 ANNOTATION_HASH = f"{GROUP}/spec-hash"
+# On a PgCluster, by a user, and then on its pods: a new value restarts the instances one by one.
+ANNOTATION_RESTART = f"{GROUP}/restart"
+# On a pod of an instance, from its template: the hash of what of the spec decided how it looks.
+ANNOTATION_INPUTS = f"{GROUP}/inputs"
 
 # --- field managers of server-side apply ------------------------------------------------------
 MANAGER_OPERATOR = "pgcluster-operator"
@@ -108,6 +112,8 @@ HOSTS_FILE = f"{RUN}/hosts"
 LEASE_FILE = f"{RUN}/lease"  # until when postgres may write: from the guard to pgcluster_fence
 TERMINATION_LOG = "/dev/termination-log"  # the kubelet reads it when the container has ended
 SPACE_CONF = f"{RUN}/space.conf"  # what postgres may not do while a volume is full
+TRIAL_CONF = f"{RUN}/postgresql.trial.conf"  # settings that postgres is asked about
+GOOD_PARAMETERS = f"{VOLUME}/.parameters.json"  # those of the last start that succeeded
 ENV_ASKED_BY = "PGCLUSTER_ASKED_BY"  # of repmgr's commands for a peer: which instance asks
 AGENT_CLIENT = "/usr/local/bin/pgcluster-event"  # repmgr's commands call it
 

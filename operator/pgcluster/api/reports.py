@@ -90,6 +90,16 @@ class InstanceReport(_Report):
     # The primary goes on without the API server, by the word of all other instances
     failsafe: bool = False
     pending_restart: tuple[str, ...] = ()  # parameters that wait for a restart
+    # Of these, what standbys must hold at least as high, and what is to become lower (primary only)
+    lowering: tuple[str, ...] = ()
+    # ClusterConfig.settings, once postgres has loaded them or refused some; None: not told
+    settings: str | None = None
+    # Parameters that postgres refuses → why; it runs with the former ones
+    refused_parameters: dict[str, str] = {}
+    # Parameters of the spec that something else overrides → what
+    overridden_parameters: dict[str, str] = {}
+    restarted: str | None = None  # request of the last restart in place that it was ordered
+    start_failed: str | None = None  # why postgres does not start, after several attempts
     progress: str | None = None  # such as "clone: 412 of 2048 MiB"
     promotion: PromotionPhases | None = None
     handover: HandoverReport | None = None  # the last one that it began or refused

@@ -56,6 +56,7 @@ def between(before: PgClusterStatus, after: PgClusterStatus) -> tuple[Event, ...
         )
     for record in new_failovers(before, after):
         found.append(Event("Failover", _failover_note(record), str(record.epoch)))
+    found += _rolled(before, after)
     for kind in (conditions.STALLED, conditions.DEGRADED):
         found += _alarms(kind, before, after)
     if _is_true(after, conditions.READY) and not _is_true(before, conditions.READY):
@@ -63,6 +64,26 @@ def between(before: PgClusterStatus, after: PgClusterStatus) -> tuple[Event, ...
         note = condition.message if condition else ""
         found.append(Event("Ready", note, _since(after, conditions.READY)))
     return tuple(found)
+
+
+def _rolled(before: PgClusterStatus, after: PgClusterStatus) -> Iterable[Event]:
+    """A rolling change: its beginning, each instance that has come through it, its end."""
+    occasion = str(after.observed_generation)
+    was, now = (_find(status, conditions.PROGRESSING) for status in (before, after))
+    rolled = was is not None and was.reason in (conditions.ROLLING_OUT, conditions.ROLLOUT_STOPPED)
+    rolls = now is not None and now.reason in (conditions.ROLLING_OUT, conditions.ROLLOUT_STOPPED)
+    if rolls and not rolled and now is not None:
+        note, since = now.message, now.last_transition_time
+        yield Event("RolloutStarted", note, f"{occasion}/{since}")
+    known = {row.pod: row.up_to_date for row in before.members}
+    for row in after.members:
+        if rolled and was is not None and row.ready and row.up_to_date and not known.get(row.pod):
+            note = f"{row.pod} is up to date"
+            yield Event("InstanceRestarted", note, f"{occasion}/{was.last_transition_time}")
+    if rolled and not rolls and _is_true(after, conditions.READY):
+        since = was.last_transition_time if was else ""
+        note = f"all {len(after.members)} instances are up to date"
+        yield Event("RolloutDone", note, f"{occasion}/{since}")
 
 
 def new_failovers(before: PgClusterStatus, after: PgClusterStatus) -> tuple[FailoverRecord, ...]:

@@ -51,6 +51,12 @@ class Metrics:
             ["namespace", "name"],
             registry=self.registry,
         )
+        self.outdated = Gauge(
+            "pgcluster_rollout_outdated_instances",
+            "Instances that a rolling change has yet to come to",
+            ["namespace", "name"],
+            registry=self.registry,
+        )
         self.failovers = Counter(
             "pgcluster_failovers",
             "Changes of primary that this operator has seen",
@@ -80,6 +86,7 @@ class Metrics:
         for cause in self._causes.pop((namespace, name), set()):
             self.failovers.remove(namespace, name, cause)
         _remove(self.ready, namespace, name)
+        _remove(self.outdated, namespace, name)
 
 
 def _remove(gauge: Gauge, *labels: str) -> None:

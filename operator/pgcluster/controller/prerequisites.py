@@ -30,12 +30,13 @@ def images_of(observed: Observed, cluster: PgCluster, catalog: Catalog) -> Image
     """The images to run; BlockedError where there is none. Pure.
 
     Those of a running cluster are pinned by its status: an upgrade of the operator rolls nothing.
+    A new value of annotation `pgcluster.dev/restart` chooses them anew.
     """
     known = status.known_status(observed)
-    bootstrapped = observed.system_identifier is not None
+    pinned = observed.system_identifier is not None and cluster.restart in (None, known.restart)
     spec = cluster.spec
     version = str(spec.postgres.version)
-    postgres = spec.image or (known.image if bootstrapped else None)
+    postgres = spec.image or (known.image if pinned else None)
     postgres = postgres or catalog.postgres.get(version)
     if postgres is None:
         majors = ", ".join(sorted(catalog.postgres)) or "none"
@@ -44,8 +45,14 @@ def images_of(observed: Observed, cluster: PgCluster, catalog: Catalog) -> Image
             f" (it has: {majors}); choose one of these, or name an image in spec.image",
             reason=conditions.INVALID_SPEC,
         )
-    pgbouncer = spec.pgbouncer.image or (known.pgbouncer_image if bootstrapped else None)
+    pgbouncer = spec.pgbouncer.image or (known.pgbouncer_image if pinned else None)
     return Images(postgres=postgres, pgbouncer=pgbouncer or catalog.pgbouncer)
+
+
+def newer(cluster: PgCluster, images: Images, catalog: Catalog) -> str | None:
+    """The image of the instances that this operator would choose today, where that is another."""
+    offered = catalog.postgres.get(str(cluster.spec.postgres.version))
+    return offered if cluster.spec.image is None and offered != images.postgres else None
 
 
 async def check_storage_class(client: KubeClient, cluster: PgCluster) -> None:

@@ -21,7 +21,7 @@ from pgcluster.controller import certificates, pools, rollout, scale, serving, s
 from pgcluster.controller.apply import Applier
 from pgcluster.controller.metrics import Metrics
 from pgcluster.controller.observe import Key, Observed, observe
-from pgcluster.controller.prerequisites import Catalog, check_storage_class, images_of
+from pgcluster.controller.prerequisites import Catalog, check_storage_class, images_of, newer
 from pgcluster.controller.tell import tell
 from pgcluster.kube.client import KubeClient, Manifest
 from pgcluster.kube.errors import Conflict, Forbidden, Invalid, NotFound
@@ -42,6 +42,8 @@ log = logging.getLogger(__name__)
 _UNSETTLED_S = 15.0
 # An agent writes the pools' section within moments of any change; the operator steps in after.
 _REPAIR_AFTER_S = 4.0
+# Each step of a rolling change is seen by an event; this is for one that got lost.
+_ROLLING_S = 5.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,6 +110,7 @@ class Reconciler:
     ) -> tuple[status.Outcome, float | None]:
         images = None
         pending = None
+        rolling = None
         again_s = None
         try:
             if not cluster.spec.paused:
@@ -115,7 +118,16 @@ class Reconciler:
                 await self._serve(observed)
             images = images_of(observed, cluster, self._catalog)
             if blocked is None and not cluster.spec.paused:
-                pending, again_s = await self._write(observed, cluster, images)
+                rolling = rollout.plan(
+                    observed,
+                    cluster,
+                    observed.child(STATEFUL_SETS, names.statefulset(cluster.name)),
+                    handing_over=None,
+                    now=self._today(),
+                )
+                pending, again_s = await self._write(observed, cluster, images, rolling)
+                if not isinstance(rolling.step, rollout.Nothing):
+                    again_s = min(again_s or _ROLLING_S, _ROLLING_S)
         except BlockedError as error:
             blocked = (error.reason, str(error))
         except (Invalid, Forbidden) as error:
@@ -126,6 +138,8 @@ class Reconciler:
                 pgbouncer_image=images.pgbouncer if images else None,
                 blocked=blocked,
                 pending=pending,
+                rolling=rolling,
+                newer_image=newer(cluster, images, self._catalog) if images else None,
             ),
             again_s,
         )
@@ -149,13 +163,21 @@ class Reconciler:
             log.info("pooler %s %s: %s", change.pod, to, change.reason)
 
     async def _write(
-        self, observed: Observed, cluster: PgCluster, images: render_cluster.Images
+        self,
+        observed: Observed,
+        cluster: PgCluster,
+        images: render_cluster.Images,
+        rolling: rollout.Plan,
     ) -> tuple[tuple[str, str] | None, float | None]:
         applier = Applier(self._client, observed)
         live_set = observed.child(STATEFUL_SETS, names.statefulset(cluster.name))
         replicas = scale.instances(observed, cluster.spec.instances, live_set)
+        step = rolling.step
         rendered = render_cluster.manifests(
-            cluster, images=images, system_identifier=observed.system_identifier
+            cluster,
+            images=images,
+            system_identifier=observed.system_identifier,
+            restart=step.config if isinstance(step, rollout.Restart) else None,
         )
         manifests = [
             serving.adjusted(
@@ -192,12 +214,12 @@ class Reconciler:
         await applier.delete_unwanted([*kept, *issued.manifests, *manifests])
         again_s = await self._repair_pools(observed, cluster, applier)
         await self._prune_poolers(observed)
-        late = await self._replace_stuck(observed, live_set)
+        await self._replace(observed, step, applier)
         if refused:
             raise BlockedError(
                 f"the API server refuses {'; '.join(refused)}", reason=conditions.API_REFUSED
             )
-        return replicas.refused or late, again_s
+        return replicas.refused, again_s
 
     async def _repair_pools(
         self, observed: Observed, cluster: PgCluster, applier: Applier
@@ -267,25 +289,20 @@ class Reconciler:
         )
         log.info("dropped the reports of poolers that are gone: %s", ", ".join(gone))
 
-    async def _replace_stuck(
-        self, observed: Observed, live_set: Manifest | None
-    ) -> tuple[str, str] | None:
-        """Replace pods of an earlier template that never ran; tell of those that run."""
-        late = rollout.outdated(live_set, observed.pods)
-        stuck = rollout.replaceable(late)
-        for pod in stuck:
-            await self._client.delete(
-                PODS, pod.name, observed.key.namespace, uid=pod.manifest["metadata"]["uid"]
-            )
-            log.info("deleted pod %s: it is stuck and its template has changed", pod.name)
-        running = [pod.name for pod in late if pod not in stuck]
-        if not running:
-            return None
-        return (
-            conditions.ROLLOUT_PENDING,
-            f"{', '.join(running)} still run with earlier settings; they take the new ones when"
-            " their pods are deleted, the standbys first",
-        )
+    async def _replace(self, observed: Observed, step: rollout.Step, applier: Applier) -> None:
+        """Delete the pod whose turn it is, unless what that was judged by has just changed."""
+        if not isinstance(step, rollout.Delete):
+            return
+        name = names.statefulset(observed.key.name)
+        before = observed.child(STATEFUL_SETS, name)
+        if before is None or applier.version(STATEFUL_SETS, name) != _version(before):
+            return
+        await self._client.delete(PODS, step.pod, observed.key.namespace, uid=step.uid or None)
+        log.info("%s", step.reason)
+
+
+def _version(manifest: Manifest) -> str:
+    return str(manifest["metadata"].get("resourceVersion"))
 
 
 def _parse(observed: Observed) -> tuple[PgCluster | None, tuple[str, str] | None]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
+
 from pgcluster.api import names
 from pgcluster.api.models import Member, Pooler
 from pgcluster.controller import problems, serving
@@ -9,8 +11,10 @@ from pgcluster.controller.observe import InstancePod, Observed, pod_ready
 from pgcluster.kube.client import Manifest
 
 
-def member(pod: InstancePod, holder: str) -> Member:
+def member(pod: InstancePod, holder: str, outdated: Collection[str] | None = None) -> Member:
     """One instance; what its agent last said counts only while its container runs.
+
+    `outdated` are those that a rolling change has yet to come to; None: nobody has looked.
 
     A node that is lost leaves its pod's last report behind for as long as Kubernetes takes to
     notice: whoever does not hold the Lease is no primary, whatever it said.
@@ -18,6 +22,7 @@ def member(pod: InstancePod, holder: str) -> Member:
     spec = pod.manifest.get("spec") or {}
     problem = problems.of_pod(pod.manifest)
     report = pod.report if pod.running else None
+    up_to_date = None if outdated is None else pod.name not in outdated
     if report is None:
         leaving = "deletionTimestamp" in pod.manifest["metadata"]
         reason = "the pod is being deleted" if leaving else "its container does not run yet"
@@ -26,6 +31,7 @@ def member(pod: InstancePod, holder: str) -> Member:
             node=spec.get("nodeName"),
             state="stopping" if leaving else "unknown",
             reason=problem.message if problem else reason,
+            up_to_date=up_to_date,
         )
     former = report.role == names.ROLE_PRIMARY and pod.name != holder
     ready = pod.ready and report.ready and not former
@@ -49,6 +55,7 @@ def member(pod: InstancePod, holder: str) -> Member:
         disk_used_percent=report.disk_used_percent,
         postgres_version=report.postgres_version,
         pending_restart=report.pending_restart,
+        up_to_date=up_to_date,
         progress=report.progress,
     )
 

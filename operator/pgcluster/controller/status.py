@@ -11,7 +11,7 @@ from pgcluster.api import conditions as c
 from pgcluster.api import names
 from pgcluster.api.models import Member, PgCluster, PgClusterStatus, Pooler
 from pgcluster.api.reports import PoolerReport
-from pgcluster.controller import failovers, problems, rows, warnings
+from pgcluster.controller import failovers, problems, rollout, rows, warnings
 from pgcluster.controller.observe import InstancePod, Observed
 
 Wanted = tuple[str, bool, str, str]
@@ -27,6 +27,10 @@ class Outcome:
     blocked: tuple[str, str] | None = None
     # Things that wait for somebody, such as pods of an earlier template: reason and message.
     pending: tuple[str, str] | None = None
+    # Where a rolling change is; None while nobody has looked.
+    rolling: rollout.Plan | None = None
+    # An image of the instances that the operator offers.
+    newer_image: str | None = None
 
 
 def known_status(observed: Observed) -> PgClusterStatus:
@@ -43,7 +47,10 @@ def compute(
     """The status to store. `cluster` is None where its spec cannot be understood."""
     known = known_status(observed)
     generation = int(observed.cluster["metadata"].get("generation") or 0)
-    members = tuple(rows.member(pod, observed.holder) for pod in observed.pods)
+    # An image that the spec names is not pinned: a wrong one would outlive its correction.
+    spec = cluster.spec if cluster else None
+    outdated = outcome.rolling.outdated if outcome.rolling else None
+    members = tuple(rows.member(pod, observed.holder, outdated) for pod in observed.pods)
     poolers = tuple(
         rows.pooler(pod, observed)
         for pod in observed.pooler_pods
@@ -73,8 +80,11 @@ def compute(
         ready_instances=sum(member.ready for member in members),
         selector=f"{names.LABEL_CLUSTER}={observed.key.name},"
         f"{names.LABEL_COMPONENT}={names.COMPONENT_POSTGRES}",
-        image=outcome.image or known.image,
-        pgbouncer_image=outcome.pgbouncer_image or known.pgbouncer_image,
+        image=known.image if spec and spec.image else outcome.image or known.image,
+        pgbouncer_image=known.pgbouncer_image
+        if spec and spec.pgbouncer.image
+        else outcome.pgbouncer_image or known.pgbouncer_image,
+        restart=cluster.restart if cluster and outcome.image else known.restart,
         members=members,
         poolers=poolers,
         last_failover=records[0] if records else None,
@@ -205,9 +215,38 @@ class _Situation:
             )
         if self.outcome.pending is not None:
             return c.PROGRESSING, True, *self.outcome.pending
-        if ready or self._stalled()[1]:
+        if (rolling := self._rolling(ready, message)) is not None:
+            return c.PROGRESSING, *rolling
+        if self._stalled()[1]:
             return c.PROGRESSING, False, c.SETTLED, "nothing is under way"
-        return c.PROGRESSING, True, reason, message
+        if not ready:
+            return c.PROGRESSING, True, reason, message
+        return c.PROGRESSING, False, c.SETTLED, "nothing is under way"
+
+    def _rolling(self, ready: bool, message: str) -> tuple[bool, str, str] | None:
+        """What a rolling change does, or waits for; None where there is none."""
+        plan = self.outcome.rolling
+        if plan is None or self.cluster is None or not self.observed.system_identifier:
+            return None
+        far = rollout.progress(plan.outdated, max(len(self.members), self.cluster.spec.instances))
+        if isinstance(plan.step, rollout.Stopped):
+            return False, c.ROLLOUT_STOPPED, f"{far}; it goes no further: {plan.step.reason}"
+        if not isinstance(plan.step, rollout.Nothing):
+            return True, c.ROLLING_OUT, f"{far}; {plan.step.reason}"
+        before = next((x for x in self.known.conditions if x.type == c.PROGRESSING), None)
+        if not ready and before is not None and before.reason == c.ROLLING_OUT:
+            # The last one is on its way back.
+            return True, c.ROLLING_OUT, f"{far}; {message}"
+        offers = [f"image {self.outcome.newer_image}"] * bool(self.outcome.newer_image)
+        offers += [f"another template for {', '.join(plan.offered)}"] * bool(plan.offered)
+        if not offers:
+            return None
+        return (
+            False,
+            c.ROLLOUT_PENDING,
+            f"the operator offers {' and '.join(offers)} and restarts nobody by itself: give"
+            f" annotation {names.ANNOTATION_RESTART} a new value to take it",
+        )
 
     def _degraded(self) -> Wanted:
         fine = (c.DEGRADED, False, c.SETTLED, "nothing is missing")
@@ -241,6 +280,9 @@ class _Situation:
         blocking = [problem for problem in self._problems if problem.blocks]
         if blocking:
             return c.STALLED, True, blocking[0].reason, problems.summary(blocking)
+        rolling = self.outcome.rolling
+        if rolling is not None and isinstance(rolling.step, rollout.Stopped):
+            return c.STALLED, True, c.ROLLOUT_STOPPED, rolling.step.reason
         refused = [member for member in self.members if member.state == "refused"]
         if full := self._full_primary():
             return c.STALLED, True, c.DISK_FULL, full

@@ -39,6 +39,8 @@ async def tell(
     after = status.compute(observed, cluster, outcome, now=now.strftime("%Y-%m-%dT%H:%M:%SZ"))
     ready = next(x for x in after.conditions if x.type == conditions.READY).status == "True"
     metrics.ready.labels(namespace=key.namespace, name=key.name).set(ready)
+    left = sum(member.up_to_date is False for member in after.members)
+    metrics.outdated.labels(namespace=key.namespace, name=key.name).set(left)
     if after == before:
         return ready
     await events.post(

@@ -31,6 +31,7 @@ def find(pods: Iterable[InstancePod]) -> tuple[Finding, ...]:
     found += _full(reports)
     found += _lost(reports)
     found += _promises(reports)
+    found += _parameters(reports)
     found += _nearly_full(reports)
     found += _retained(reports)
     found += _repmgrd(reports)
@@ -79,6 +80,20 @@ def _promises(reports: Mapping[str, InstanceReport]) -> Iterable[Finding]:
                 f"{report.pod} cannot renew its Lease at the API server, and goes on by the word of"
                 " all other instances; no failover is possible meanwhile",
             )
+
+
+def _parameters(reports: Mapping[str, InstanceReport]) -> Iterable[Finding]:
+    """Parameters of the spec that are not in force; a bad one is mostly bad everywhere."""
+    for reason, attribute, what in (
+        (conditions.PARAMETERS_REFUSED, "refused_parameters", "is not taken"),
+        (conditions.PARAMETERS_OVERRIDDEN, "overridden_parameters", "has no effect"),
+    ):
+        pods: dict[str, list[str]] = {}
+        for pod, report in reports.items():
+            for name, why in sorted(getattr(report, attribute).items()):
+                pods.setdefault(f"parameter {name} {what}: {why}", []).append(pod)
+        for text, where in pods.items():
+            yield Finding(reason, f"{text} ({', '.join(where)})")
 
 
 def _nearly_full(reports: Mapping[str, InstanceReport]) -> Iterable[Finding]:

@@ -32,6 +32,7 @@ from pgcluster.node.members import (
 )
 from pgcluster.node.metrics import Metrics
 from pgcluster.node.remote import Remote
+from pgcluster.node.restart import Restart
 from pgcluster.node.running import Running
 from pgcluster.node.settings import Settings
 from pgcluster.node.stopped import Stopped
@@ -66,7 +67,12 @@ class Agent:
             settings, client, config, wake=self._wake, leaving=self._stopping.is_set
         )
         self._handover = Handover(self._instance)
-        self._running = Running(self._instance, self._handover, Metrics(self._instance.registry))
+        self._running = Running(
+            self._instance,
+            self._handover,
+            Restart(self._instance, self._handover),
+            Metrics(self._instance.registry),
+        )
         self._stopped = Stopped(self._instance)
         self._reporter = Reporter(
             client, namespace=settings.namespace, me=settings.pod, report=self._instance.report
@@ -110,6 +116,7 @@ class Agent:
 
     async def _live(self) -> None:
         instance = self._instance
+        instance.config = await instance.parameters.adopt(instance.config)
         instance.write_configuration()
         # What a former container of this pod knew may be all there is while the API is away.
         if not Path(names.HOSTS_FILE).exists():
@@ -406,21 +413,21 @@ class Agent:
             if event.type in ("SYNC", "ADDED", "MODIFIED"):
                 for manifest in manifests:
                     if text := ((manifest or {}).get("data") or {}).get(names.CONFIG_KEY):
-                        self._configure(text)
+                        await self._configure(text)
 
-    def _configure(self, text: str) -> None:
+    async def _configure(self, text: str) -> None:
         instance = self._instance
         try:
             config = ClusterConfig.model_validate_json(text)
         except ValueError as error:
             log.warning("the new configuration cannot be read, the old one stays: %s", error)
             return
-        if config == instance.config:
+        if not instance.parameters.news(config):
             return
-        instance.config = config
+        instance.config = await instance.parameters.adopt(config)
         instance.members.follow(config.instances)
         if instance.write_configuration() and instance.server.running:
-            instance.server.reload()
+            instance.reload()
             log.info("postgres was told to reload its configuration")
         self._wake.set()
 

@@ -44,13 +44,18 @@ def read_secret(folder: str, key: str, *, directory: Path = Path(names.SECRETS_D
         raise RetryError(f"Secret {folder}/{key} is not mounted: {error.strerror}") from error
 
 
-def write_all(config: ClusterConfig, instance: str, *, synchronous: str) -> bool:
+def write_all(
+    config: ClusterConfig, instance: str, *, synchronous: str, floor: Mapping[str, int]
+) -> bool:
     """Write every configuration file; True where postgres should reload.
 
-    `synchronous` is what the instance's commits wait for when it is the primary.
+    `synchronous` is what the instance's commits wait for when it is the primary, `floor` what the
+    WAL that it follows as a standby demands.
     """
     reload_ = False
-    settings = render_postgres.postgresql_conf(config, instance=instance, synchronous=synchronous)
+    settings = render_postgres.postgresql_conf(
+        config, instance=instance, synchronous=synchronous, floor=floor
+    )
     for path, content in (
         (names.POSTGRESQL_CONF, settings),
         (names.PG_HBA_CONF, render_postgres.pg_hba_conf(config)),

@@ -24,6 +24,7 @@ from pgcluster.node.duties import Duties
 from pgcluster.node.events import Events
 from pgcluster.node.lease import LeaseKeeper
 from pgcluster.node.members import Members
+from pgcluster.node.parameters import Parameters
 from pgcluster.node.peers import Credentials, Peers
 from pgcluster.node.poolers import Poolers
 from pgcluster.node.processes import Child
@@ -36,10 +37,17 @@ from pgcluster.node.standing import Standing
 from pgcluster.node.synchronous import Synchronous
 from pgcluster.postgres.control import ControlData
 from pgcluster.postgres.local import Observation
+from pgcluster.render import postgres as render_postgres
 from pgcluster.topology.election import Candidate
 from pgcluster.topology.lease import Mark
 
 log = logging.getLogger(__name__)
+
+# A start may fail by chance, or because the disk was full a moment ago.
+_FAILED_STARTS = 3
+# How often a standby looks what its primary's WAL demands: always, and while it is less soon.
+_DEMANDS_S = 15.0
+_DEMANDS_SOON_S = 1.0
 
 
 class Instance:
@@ -65,7 +73,8 @@ class Instance:
         self.started_s = monotonic_s()
         self.standing = Standing()
         self.registry = CollectorRegistry()
-        self.server = Server(lambda: self.config, self.me, ended=wake)
+        self.server = Server(lambda: self.config, self.me, ended=wake, prepare=self._prepare)
+        self.parameters = Parameters(self.me, lambda: self.server.data.current)
         self.repmgrd = Child("repmgrd", ended=wake)
         self.synchronous = Synchronous(self.me)
         self.lease = LeaseKeeper(
@@ -140,8 +149,12 @@ class Instance:
         self.handing_over = False
         # The end of WAL that a clean stop of this primary has left.
         self.final_point: WalPoint | None = None
+        # The last restart in place that was ordered, and starts in a row that failed.
+        self.restarted: str | None = None
+        self.failed_starts: list[str] = []
         # Its recovery took too long once, and nobody else took over.
         self.recovers_alone = False
+        self._demands_again_s = 0.0
 
     # --- what others ask ----------------------------------------------------------------------
 
@@ -161,6 +174,14 @@ class Instance:
                 "lost_wal": self.lost_wal,
                 "lost_standbys": slots.lost,
                 "retained_wal_bytes": dict(slots.retained),
+                "lowering": self._lowering(),
+                "settings": self.parameters.loaded,
+                "refused_parameters": dict(self.parameters.refused),
+                "overridden_parameters": dict(self.parameters.overridden),
+                "restarted": self.restarted,
+                "start_failed": self.failed_starts[-1]
+                if len(self.failed_starts) >= _FAILED_STARTS
+                else None,
             }
         )
 
@@ -200,6 +221,8 @@ class Instance:
         self.recovers_alone = False
         self.answered_s = monotonic_s()
         self.in_service = True
+        self.failed_starts.clear()
+        self.parameters.started(self.config)
         self.duties.forget()
         self.say("running", "postgres runs")
 
@@ -242,7 +265,40 @@ class Instance:
         if files.write_repmgr(self.config, self.me):
             self.repmgrd.signal(signal.SIGHUP)
         setting = self.synchronous.setting(self.config)
-        return files.write_all(self.config, self.me, synchronous=setting)
+        return files.write_all(
+            self.config, self.me, synchronous=setting, floor=self.parameters.floor
+        )
+
+    def reload(self) -> None:
+        """Have postgres read what has just been written, and look later what came of it."""
+        self.parameters.reloading(self.standing.observed)
+        self.server.reload()
+
+    def start_failed(self, error: RetryError) -> None:
+        """postgres did not start: the former parameters come back, if they were others."""
+        self.failed_starts = [*self.failed_starts, str(error)][-_FAILED_STARTS:]
+        former = self.parameters.fall_back(self.config)
+        if former is not None:
+            self.config = former
+            self.failed_starts.clear()
+            self.write_configuration()
+
+    async def heed_demands(self, *, primary: bool) -> None:
+        """Hold what the WAL of the primary demands, and no more: it may have come to be less."""
+        now_s = monotonic_s()
+        if primary:
+            floor: Mapping[str, int] = {}
+        elif now_s < self._demands_again_s:
+            return
+        else:
+            control = await self.server.control()
+            floor = control.demands if control else {}
+            higher = bool(self._lowering())
+            self._demands_again_s = now_s + (_DEMANDS_SOON_S if higher else _DEMANDS_S)
+        if floor != self.parameters.floor:
+            self.parameters.floor = floor
+            if self.write_configuration():
+                self.reload()
 
     async def keep_repmgrd(self) -> None:
         """Have repmgrd run, and do its work; not while it would take a hand-over for a loss."""
@@ -310,6 +366,19 @@ class Instance:
         if written:
             self.promotion.note_config(sent_at)
         return written
+
+    def _prepare(self, control: ControlData | None, primary: bool) -> None:
+        """postgres is about to be started: a standby with less than its WAL demands would end."""
+        self.parameters.floor = control.demands if control and not primary else {}
+        self.write_configuration()
+
+    def _lowering(self) -> tuple[str, ...]:
+        """Parameters that are higher in the running server than the spec says."""
+        seen = self.standing.observed
+        if seen is None:
+            return ()
+        wanted = render_postgres.parameters(self.config, instance=self.me)
+        return render_postgres.lowering(wanted, seen.demanding)
 
     def _volumes(self) -> Mapping[str, Path]:
         wal = {"wal": Path(names.WAL_VOLUME)} if self.config.wal_volume else {}

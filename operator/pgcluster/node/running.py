@@ -12,6 +12,7 @@ from pgcluster.node.handover import Handover
 from pgcluster.node.instance import Instance
 from pgcluster.node.metrics import Metrics
 from pgcluster.node.promotion import host
+from pgcluster.node.restart import Restart
 from pgcluster.node.retention import wal_gone
 from pgcluster.node.synchronous import as_primary
 from pgcluster.postgres.local import Observation
@@ -44,9 +45,12 @@ _REJOIN_AFTER_S = 20.0
 class Running:
     """The running half of the agent's loop."""
 
-    def __init__(self, instance: Instance, handover: Handover, metrics: Metrics) -> None:
+    def __init__(
+        self, instance: Instance, handover: Handover, restart: Restart, metrics: Metrics
+    ) -> None:
         self._instance = instance
         self._handover = handover
+        self._restart = restart
         self._metrics = metrics
         self._lease_free_since_s: float | None = None
         self._holding_since_s: float | None = None
@@ -68,6 +72,8 @@ class Running:
             return 0.0
         observed = await self._look()
         instance.standing.see(observed)
+        await instance.parameters.see(observed, instance.server.local)
+        await self._restart.over()
         instance.synchronous.loaded(observed.synchronous)
         instance.standing.holding = instance.lease.holding()
         instance.standing.failsafe = instance.lease.failsafe_since_s is not None
@@ -122,6 +128,10 @@ class Running:
             duties.forget()
         await instance.look_around(primary=True)
         await instance.point_pools()
+        await instance.heed_demands(primary=True)
+        if self._restart.due(observed):
+            await self._restart.primary(observed)
+            return _WAITING_CYCLE_S if instance.server.running else 0.0
         self._keep_synchronous(observed)
         if self._settled_epoch != instance.lease.epoch:
             # Not waited for: with large buffers it takes minutes.
@@ -149,7 +159,7 @@ class Running:
             instance.config, observed.standbys, lease.record.quorums if lease else None
         ):
             instance.write_configuration()
-            instance.server.reload()
+            instance.reload()
         if instance.synchronous.quorums(instance.config) != before:
             instance.lease.renew_soon()
         full = as_primary(instance.config, instance.me)
@@ -168,7 +178,7 @@ class Running:
         if instance.lease.holding():
             return await self._promote_when_due(now_s)
         if instance.synchronous.follow(instance.config) and instance.write_configuration():
-            instance.server.reload()
+            instance.reload()
         self._holding_since_s = None
         if lease.record.successor is not None:
             self._heir = lease.record.successor
@@ -189,6 +199,11 @@ class Running:
         planned = lease.record.pausing and lease.record.successor is not None
         if planned:
             await instance.quieten_repmgrd()
+        else:
+            await instance.heed_demands(primary=False)
+            if self._restart.due(observed):
+                await self._restart.standby(observed)
+                return 0.0
         if observed.streaming and self._streams_from(observed, holder):
             await self._attached(holder, planned=planned)
             return _CYCLE_S

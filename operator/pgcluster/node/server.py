@@ -70,9 +70,15 @@ class Server:
     """The postmaster, its data directory, and the fence that watches it as a primary."""
 
     def __init__(
-        self, config: Callable[[], ClusterConfig], instance: str, *, ended: asyncio.Event
+        self,
+        config: Callable[[], ClusterConfig],
+        instance: str,
+        *,
+        ended: asyncio.Event,
+        prepare: Callable[[ControlData | None, bool], None] = lambda control, primary: None,
     ) -> None:
         self._config = config
+        self._prepare = prepare
         self.data = DataDirectories(config, instance)
         self.lock = VolumeLock()
         self.local = LocalPostgres()
@@ -100,12 +106,14 @@ class Server:
         `primary_until_s` is the fence's deadline for a start as primary; None starts a standby,
         with standby.signal in place before anything runs. `within_s` bounds its recovery: where
         another instance could take over, that may take less. Without it, it takes what it takes.
+        `prepare` is told before what is started, and in which role.
         """
         if primary_until_s is None:
             self.data.put_standby_signal()
         else:
             self.data.remove_standby_signal()
         await clear_survivors(self.data.current)
+        self._prepare(await self.control(), primary_until_s is not None)
         self.fence.disarm()
         if primary_until_s is not None:
             # Before there is anything to be fenced.

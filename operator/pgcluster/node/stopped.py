@@ -198,7 +198,8 @@ class Stopped:
             instance.recovers_alone = True
             await self._give_up()
             return
-        except RetryError:
+        except RetryError as error:
+            instance.start_failed(error)
             if primary:
                 await self._count_crash()
             raise

@@ -4,12 +4,22 @@ from __future__ import annotations
 
 import os
 import re
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from pgcluster.api.errors import FatalError, RetryError
 from pgcluster.api.wal import Lsn, WalPoint
 from pgcluster.proc import run
+
+# Parameter → how pg_controldata prints it.
+_DEMANDS = {
+    "max_connections": "max_connections",
+    "max_locks_per_transaction": "max_locks_per_xact",
+    "max_prepared_transactions": "max_prepared_xacts",
+    "max_wal_senders": "max_wal_senders",
+    "max_worker_processes": "max_worker_processes",
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,6 +36,8 @@ class ControlData:
     checksums: bool
     # A base backup that has not been started yet: its control file is a copy of its source's.
     backup: bool = False
+    # What the primary whose WAL it has run with: a standby does not start with less.
+    demands: Mapping[str, int] = field(default_factory=dict)
 
     @property
     def was_primary(self) -> bool:
@@ -64,6 +76,11 @@ def parse(output: str, *, backup: bool = False) -> ControlData:
             point=max(checkpoint, recovered),
             checksums=fields.get("Data page checksum version", "0") != "0",
             backup=backup,
+            demands={
+                name: int(fields[f"{printed} setting"])
+                for name, printed in _DEMANDS.items()
+                if f"{printed} setting" in fields
+            },
         )
     except (KeyError, ValueError) as error:
         raise FatalError(f"pg_controldata printed something unexpected: {error}") from error

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Any, LiteralString
 
 import psycopg
@@ -33,7 +34,10 @@ SELECT r AS in_recovery,
         WHERE state = 'streaming') AS standbys,
        w.status AS receiver, w.sender_host AS upstream_host, w.latest_end_lsn::text AS latest_end,
        (SELECT array_agg(name ORDER BY name) FROM pg_settings WHERE pending_restart) AS pending,
-       current_setting('server_version') AS version,
+       current_setting('server_version') AS version, pg_conf_load_time()::text AS loaded,
+       (SELECT json_object_agg(name, setting::int) FROM pg_settings
+        WHERE name IN ('max_connections', 'max_locks_per_transaction', 'max_prepared_transactions',
+                       'max_wal_senders', 'max_worker_processes')) AS demanding,
        s.system_identifier::text AS system_identifier
 FROM pg_is_in_recovery() AS r, pg_control_checkpoint() AS t, pg_control_recovery() AS c,
      pg_control_system() AS s
@@ -50,6 +54,8 @@ class Observation:
     than it has reached, never a newer one. `received` is whether it has received any WAL since it
     started. `lag_bytes` is between what the upstream last announced and what is replayed here.
     `standbys` are the instances that stream from here, `synchronous` is what commits wait for.
+    `loaded` is when the configuration was last read, `demanding` what it says of the parameters
+    that standbys must hold as high.
     """
 
     in_recovery: bool
@@ -63,6 +69,8 @@ class Observation:
     received: bool = False
     synchronous: str = ""
     standbys: tuple[str, ...] = ()
+    loaded: str = ""
+    demanding: Mapping[str, int] = field(default_factory=dict)
 
 
 def socket_conninfo(database: str) -> str:
@@ -141,6 +149,8 @@ def _observation(row: dict[str, Any]) -> Observation:
         received=bool(row["received"]),
         synchronous=row["synchronous"] or "",
         standbys=tuple(row["standbys"] or ()),
+        loaded=row["loaded"],
+        demanding=row["demanding"] or {},
     )
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from pgcluster.api.config import RestartConfig
 from pgcluster.api.models import PgCluster
 from pgcluster.render.config import config_maps
 from pgcluster.render.deployment import deployment
@@ -23,12 +24,19 @@ class Images:
 
 
 def manifests(
-    cluster: PgCluster, *, images: Images, system_identifier: str | None
+    cluster: PgCluster,
+    *,
+    images: Images,
+    system_identifier: str | None,
+    restart: RestartConfig | None = None,
 ) -> list[Manifest]:
-    """Everything but the Secrets and the Lease, which are made once, and `databases.ini`."""
+    """Everything but the Secrets and the Lease, which are made once, and `databases.ini`.
+
+    `restart` is the leave for one instance to restart in place.
+    """
     made = [
         *rbac(cluster),
-        *config_maps(cluster, system_identifier=system_identifier),
+        *config_maps(cluster, system_identifier=system_identifier, restart=restart),
         *services(cluster),
         *budgets(cluster),
         statefulset(cluster, image=images.postgres),

@@ -7,6 +7,8 @@ the data directory's postgresql.auto.conf.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 from pgcluster.api import names
 from pgcluster.api.config import ClusterConfig
 
@@ -16,13 +18,61 @@ _SPARE_WALSENDERS = 4
 _MIB = 1 << 20
 
 
-def sized(config: ClusterConfig) -> dict[str, str]:
-    """The parameters that follow from the number of instances.
+def sized() -> dict[str, str]:
+    """The parameters that follow from how many instances there can ever be.
 
+    Not from how many there are: a change of these needs a restart, and so scaling would.
     Source: repmgr documentation, "Configuration of PostgreSQL".
     """
-    senders = max(10, 2 * config.instances + _SPARE_WALSENDERS)
+    senders = 2 * names.MAX_INSTANCES + _SPARE_WALSENDERS
     return {"max_wal_senders": str(senders), "max_replication_slots": str(senders)}
+
+
+# What a standby must hold at least as high as the primary under whose WAL it runs, and what
+# PostgreSQL has them at by itself.
+# Source: PostgreSQL, "Hot Standby", "Administrator's Overview".
+_AT_LEAST_AS_HIGH = {
+    "max_connections": 100,
+    "max_locks_per_transaction": 64,
+    "max_prepared_transactions": 0,
+    "max_wal_senders": 10,
+    "max_worker_processes": 8,
+}
+
+
+def raised(values: Mapping[str, str], floor: Mapping[str, int]) -> dict[str, str]:
+    """`values` with none of those that WAL demands below `floor`.
+
+    A value that is no number is left for PostgreSQL to refuse.
+    """
+    made = dict(values)
+    for name, least in floor.items():
+        value = _number(made.get(name), _AT_LEAST_AS_HIGH.get(name))
+        if value is not None and value < least:
+            made[name] = str(least)
+    return made
+
+
+def lowering(values: Mapping[str, str], running: Mapping[str, int]) -> tuple[str, ...]:
+    """Which of the parameters that WAL demands are higher in the `running` server."""
+    found = []
+    for name, own in _AT_LEAST_AS_HIGH.items():
+        wanted, now = _number(values.get(name), own), running.get(name)
+        if wanted is not None and now is not None and wanted < now:
+            found.append(name)
+    return tuple(found)
+
+
+def demanding() -> tuple[str, ...]:
+    """The parameters that standbys must hold at least as high as their primary."""
+    return tuple(_AT_LEAST_AS_HIGH)
+
+
+def _number(text: str | None, default: int | None) -> int | None:
+    if text is None:
+        return default
+    text = text.strip()
+    return int(text) if text.isascii() and text.isdecimal() else None
 
 
 def wal_sized(config: ClusterConfig) -> dict[str, str]:
@@ -70,13 +120,20 @@ def preload_libraries(config: ClusterConfig) -> str:
     return ",".join([*_LIBRARIES, *(name for name in wanted if name and name not in _LIBRARIES)])
 
 
-def parameters(config: ClusterConfig, *, instance: str, synchronous: str = "") -> dict[str, str]:
+def parameters(
+    config: ClusterConfig,
+    *,
+    instance: str,
+    synchronous: str = "",
+    floor: Mapping[str, int] | None = None,
+) -> dict[str, str]:
     """Every parameter of an instance: our defaults, the user's, then what the operator owns.
 
-    `synchronous` is what its commits are to wait for when it is the primary.
+    `synchronous` is what its commits are to wait for when it is the primary; `floor` is what the
+    WAL that it follows as a standby demands.
     """
     defaults = {
-        **sized(config),
+        **sized(),
         **wal_sized(config),
         "checkpoint_completion_target": "0.9",
         "log_checkpoints": "on",
@@ -119,7 +176,7 @@ def parameters(config: ClusterConfig, *, instance: str, synchronous: str = "") -
         # pg_rewind needs it where data checksums are off.
         "wal_log_hints": "on",
     }
-    return {**defaults, **config.parameters, **owned}
+    return {**raised({**defaults, **config.parameters}, floor or {}), **owned}
 
 
 def quote(value: str) -> str:
@@ -133,9 +190,15 @@ def quote(value: str) -> str:
     return "'" + value.replace("\\", "\\\\").replace("'", "''") + "'"
 
 
-def postgresql_conf(config: ClusterConfig, *, instance: str, synchronous: str = "") -> str:
-    """`postgresql.conf` of an instance."""
-    values = parameters(config, instance=instance, synchronous=synchronous)
+def postgresql_conf(
+    config: ClusterConfig,
+    *,
+    instance: str,
+    synchronous: str = "",
+    floor: Mapping[str, int] | None = None,
+) -> str:
+    """`postgresql.conf` of an instance; see `parameters`."""
+    values = parameters(config, instance=instance, synchronous=synchronous, floor=floor)
     lines = [f"{name} = {quote(value)}" for name, value in sorted(values.items())]
     return "\n".join(lines) + "\n"
 

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
+
 from pgcluster.api import names
 from pgcluster.api.models import PgCluster
 from pgcluster.render import pods
@@ -32,13 +35,40 @@ def statefulset(cluster: PgCluster, *, image: str) -> Manifest:
             "selector": {"matchLabels": selector(cluster, names.COMPONENT_POSTGRES)},
             "serviceName": names.service_nodes(cluster.name),
             "template": {
-                "metadata": template_metadata(cluster, names.COMPONENT_POSTGRES),
+                "metadata": _template_metadata(cluster, image),
                 "spec": _pod(cluster, image),
             },
             "updateStrategy": {"type": "OnDelete"},
             "volumeClaimTemplates": _claims(cluster),
         },
     }
+
+
+def _template_metadata(cluster: PgCluster, image: str) -> Manifest:
+    restart = {names.ANNOTATION_RESTART: cluster.restart} if cluster.restart else {}
+    own = {names.ANNOTATION_INPUTS: inputs(cluster, image), **restart}
+    return template_metadata(cluster, names.COMPONENT_POSTGRES, own)
+
+
+def inputs(cluster: PgCluster, image: str) -> str:
+    """Hash of what the user, and nobody else, has decided of the pods.
+
+    A template changes by an upgrade of the operator too, and that must not restart anybody: pods
+    are replaced where this differs (controller/rollout.py). So nothing may be in it that the
+    operator adds by itself, such as a default.
+    """
+    spec = cluster.spec
+    inherited = spec.inherited_metadata
+    said = {
+        "annotations": inherited.annotations,
+        "image": image,
+        "labels": inherited.labels,
+        "resources": spec.postgres.resources or {},
+        "restart": cluster.restart,
+        "scheduling": spec.scheduling.model_dump(mode="json", exclude_defaults=True),
+        "walVolume": spec.storage.wal_size is not None,
+    }
+    return hashlib.sha256(json.dumps(said, sort_keys=True).encode()).hexdigest()[:16]
 
 
 def _pod(cluster: PgCluster, image: str) -> Manifest:

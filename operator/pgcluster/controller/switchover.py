@@ -1,0 +1,256 @@
+"""Which switchover is under way, and what became of it: wishes in, one order to the agents out. Pure.
+
+The order that the agents are given carries the epoch of the Lease, so that it means nothing once
+the Lease has changed hands. What is under way stands in `status.lastSwitchover`; an order is given
+only for a record that is stored there already, so that an operator that ends at any line goes on
+with the same request, and never does one twice: without the record, a request for "any" instance
+would look new after it had been done.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+
+from pgcluster.api import names
+from pgcluster.api.config import SwitchoverConfig
+from pgcluster.api.models import PgCluster, PgClusterStatus, SwitchoverRecord
+from pgcluster.controller.observe import InstancePod, Observed
+from pgcluster.controller.wishes import Wish
+
+ANY = "any"
+_CAUSES = ("request", "scale", "node", "maintenance", "rollout")
+_UNDER_WAY = ("checking", "holding", "stopping")
+# The rehearsal, the checkpoint before it and the pause itself have bounds of their own below this.
+_GIVE_UP_S = 420.0
+_VALUE = re.compile(r"(?P<target>[a-z0-9]([-a-z0-9]*[a-z0-9])?)(:(?P<id>.{1,200}))?", re.DOTALL)
+
+
+@dataclass(frozen=True, slots=True)
+class Decision:
+    """What the agents are told, and what the status is to say.
+
+    `handled` is the value of the annotation that has been dealt with; `waiting` says what a request
+    waits for that is not begun yet.
+    """
+
+    order: SwitchoverConfig | None = None
+    record: SwitchoverRecord | None = None
+    handled: str | None = None
+    waiting: str | None = None
+
+    @property
+    def under_way(self) -> bool:
+        """Whether one is being done."""
+        return self.record is not None and self.record.state == "Running"
+
+
+def decide(
+    observed: Observed,
+    cluster: PgCluster,
+    known: PgClusterStatus,
+    wishes: Iterable[Wish],
+    *,
+    now: datetime,
+) -> Decision:
+    """The next step. `known` is the status as it is stored; `wishes` are those of other parts."""
+    handled = known.switchover_request
+    record = known.last_switchover
+    if record is not None and record.state == "Running":
+        record = _outcome(observed, record, now)
+        if record.state == "Running":
+            order = SwitchoverConfig(
+                request=record.request, target=record.to or "", epoch=record.epoch or 0
+            )
+            return Decision(order, record, handled)
+    asked = requested(cluster)
+    if asked is not None and known.system_identifier is None:
+        # It came with the manifest of a cluster that did not exist: nobody meant this primary.
+        return Decision(None, record, asked)
+    if asked is not None and asked != handled:
+        if reason := _busy(observed):
+            return Decision(None, record, handled, waiting=reason)
+        return Decision(None, _begin_request(observed, cluster, asked, now), asked)
+    if cluster.spec.paused:
+        return Decision(None, record, handled)
+    done = () if record is None else (record.request,)
+    wish = next((one for one in _ordered(wishes) if one.request not in done), None)
+    if wish is None or observed.primary is None or _busy(observed):
+        return Decision(None, record, handled)
+    return Decision(None, _begin(observed, wish, now, by=None), handled)
+
+
+def requested(cluster: PgCluster) -> str | None:
+    """Value of annotation pgcluster.dev/switchover, if there is one."""
+    value = (cluster.metadata.get("annotations") or {}).get(names.ANNOTATION_SWITCHOVER)
+    return str(value) or None if value is not None else None
+
+
+def asked_by(cluster: PgCluster) -> str | None:
+    """Field manager that wrote the annotation: the one trace that the API keeps of who asked."""
+    field = f"f:{names.ANNOTATION_SWITCHOVER}"
+    for entry in cluster.metadata.get("managedFields") or ():
+        fields = (entry.get("fieldsV1") or {}).get("f:metadata") or {}
+        if field in (fields.get("f:annotations") or {}):
+            return str(entry.get("manager") or "") or None
+    return None
+
+
+# --- what became of it ------------------------------------------------------------------------
+def _outcome(observed: Observed, record: SwitchoverRecord, now: datetime) -> SwitchoverRecord:
+    primary = observed.primary
+    if observed.lease is not None and observed.epoch != record.epoch and primary is not None:
+        if primary.name == record.to:
+            return _ended(record, "Succeeded", f"{record.to} is the primary", now)
+        return _ended(record, "Failed", f"{primary.name} became the primary instead", now)
+    for pod in observed.pods:
+        told = pod.report.handover if pod.report else None
+        if told is None or (told.request, told.epoch) != (record.request, record.epoch):
+            continue
+        if told.state == "refused":
+            return _ended(record, "Refused", told.reason, now)
+        if told.state == "failed":
+            return _ended(record, "Failed", told.reason, now)
+    started = _time(record.started_at)
+    if started is None or (now - started).total_seconds() > _GIVE_UP_S:
+        reason = f"nothing came of it within {_GIVE_UP_S:g} s; nothing has changed"
+        return _ended(record, "Failed", reason, now)
+    return record
+
+
+def _ended(record: SwitchoverRecord, state: str, reason: str, now: datetime) -> SwitchoverRecord:
+    return record.model_copy(update={"state": state, "reason": reason, "ended_at": _stamp(now)})
+
+
+# --- what is begun ----------------------------------------------------------------------------
+def _begin_request(
+    observed: Observed, cluster: PgCluster, asked: str, now: datetime
+) -> SwitchoverRecord:
+    by = asked_by(cluster)
+    wish = Wish("request", asked, f"annotation {names.ANNOTATION_SWITCHOVER} asks for it")
+    matched = _VALUE.fullmatch(asked)
+    if matched is None:
+        return _refused(
+            observed,
+            wish,
+            f"the value of annotation {names.ANNOTATION_SWITCHOVER} must be the name of an"
+            f" instance or `{ANY}`, then perhaps a colon and a text that makes it new, such as"
+            f" {names.pod(cluster.name, 1)}:monday",
+            now,
+            by,
+        )
+    if cluster.spec.paused:
+        return _refused(observed, wish, "spec.paused is true: set it to false first", now, by)
+    if observed.primary is None:
+        return _refused(observed, wish, "no instance is the primary: see condition Ready", now, by)
+    target = matched["target"]
+    wish = Wish("request", asked, wish.reason, target=None if target == ANY else target)
+    return _begin(observed, wish, now, by=by)
+
+
+def _begin(observed: Observed, wish: Wish, now: datetime, *, by: str | None) -> SwitchoverRecord:
+    primary = observed.primary
+    if primary is not None and wish.target == primary.name:
+        reason = f"{primary.name} is the primary already"
+        return _ended(_record(observed, wish, "Succeeded", reason, now, by), "Succeeded", reason, now)
+    target, reason = _target(observed, wish)
+    if target is None:
+        return _refused(observed, wish, reason, now, by)
+    record = _record(observed, wish, "Running", wish.reason, now, by)
+    return record.model_copy(update={"to": target})
+
+
+def _target(observed: Observed, wish: Wish) -> tuple[str | None, str]:
+    """Who is to become the primary; else why nobody."""
+    others = [pod for pod in observed.pods if pod is not observed.primary]
+    if wish.target is not None:
+        chosen = next((pod for pod in others if pod.name == wish.target), None)
+        if chosen is None:
+            known = ", ".join(pod.name for pod in others) or "none"
+            return None, f"there is no standby {wish.target}; the standbys are: {known}"
+        reason = _unfit(observed, chosen)
+        return (None, f"{chosen.name} {reason}") if reason else (chosen.name, "")
+    if not others:
+        return None, "there is no other instance that could take over"
+    found = {pod.name: _unfit(observed, pod, avoid=wish.avoid) for pod in others}
+    fit = [pod for pod in others if found[pod.name] is None]
+    if not fit:
+        told = "; ".join(f"{name} {reason}" for name, reason in found.items())
+        return None, f"no instance can take over: {told}"
+    nearest = min(fit, key=lambda pod: (pod.report.lag_bytes or 0) if pod.report else 0)
+    return nearest.name, ""
+
+
+def _unfit(
+    observed: Observed, pod: InstancePod, *, avoid: frozenset[str] = frozenset()
+) -> str | None:
+    """Why this instance cannot take over, as the rest of a sentence."""
+    primary, report = observed.primary, pod.report
+    if pod.name in avoid:
+        return "is not to become the primary now"
+    if "deletionTimestamp" in pod.manifest["metadata"]:
+        return "is being deleted"
+    if report is None or not pod.running:
+        return "does not run"
+    if report.state != "running" or report.role != names.ROLE_STANDBY:
+        return f"is no running standby: {report.state} ({report.reason})"
+    if not pod.ready or not report.ready:
+        return f"is not ready: {report.reason}"
+    streaming = primary.report.streaming if primary is not None and primary.report else None
+    if streaming is not None and pod.name not in streaming:
+        return "does not stream from the primary"
+    if report.disk_full:
+        return "has a full volume"
+    return None
+
+
+def _busy(observed: Observed) -> str | None:
+    """Why none can be begun at this moment."""
+    primary = observed.primary
+    told = primary.report.handover if primary is not None and primary.report else None
+    if primary is not None and told is not None and told.state in _UNDER_WAY:
+        return f"{primary.name} is handing over already"
+    if any(pod.report is not None and pod.report.state == "promoting" for pod in observed.pods):
+        return "an instance is being promoted"
+    return None
+
+
+def _ordered(wishes: Iterable[Wish]) -> Sequence[Wish]:
+    return sorted(wishes, key=lambda wish: _CAUSES.index(wish.cause))
+
+
+def _record(
+    observed: Observed, wish: Wish, state: str, reason: str, now: datetime, by: str | None
+) -> SwitchoverRecord:
+    primary = observed.primary
+    fields: Mapping[str, object] = {
+        "request": wish.request,
+        "cause": wish.cause,
+        "asked_by": by,
+        "from_": primary.name if primary is not None else None,
+        "to": wish.target,
+        "state": state,
+        "reason": reason,
+        "epoch": observed.epoch,
+        "started_at": _stamp(now),
+    }
+    return SwitchoverRecord.model_validate(fields)
+
+
+def _refused(
+    observed: Observed, wish: Wish, reason: str, now: datetime, by: str | None
+) -> SwitchoverRecord:
+    return _ended(_record(observed, wish, "Refused", reason, now, by), "Refused", reason, now)
+
+
+def _stamp(now: datetime) -> str:
+    return now.astimezone(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+
+
+def _time(text: str | None) -> datetime | None:
+    try:
+        return datetime.fromisoformat(text or "")
+    except ValueError:
+        return None

@@ -12,7 +12,9 @@ from pgcluster.api import names
 from pgcluster.api.errors import RetryError
 from pgcluster.api.reports import InstanceReport
 from pgcluster.api.wal import Lsn, WalPoint
+from pgcluster.clock import monotonic_s
 from pgcluster.kube.client import KubeClient
+from pgcluster.kube.errors import Unavailable
 from pgcluster.kube.resources import PODS
 from pgcluster.node.peers import Peers
 from pgcluster.topology import pods, quorum
@@ -26,6 +28,8 @@ _ASK_S = 0.5
 # An agent that answers with this knows what to do as a planned successor.
 FOLLOWS_PLANS = "followsPlans"
 _FAILSAFE_S = 1.0
+# A write without an answer may take effect until then, and undo what was written after it.
+_UNSURE_S = 30.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -287,7 +291,8 @@ def parse_failsafe(document: Mapping[str, Any]) -> LeaseRecord:
 
 
 class Reporter:
-    """Writes this instance's report and role label on its own pod, on change only."""
+    """Writes this instance's report and role label on its own pod, on change, and once more where
+    a write that got no answer may have undone it."""
 
     def __init__(
         self,
@@ -302,20 +307,27 @@ class Reporter:
         self._me = me
         self._report = report
         self._written: tuple[str, str | None] | None = None
+        self._unsure_until_s: float | None = None
 
     async def write(self) -> None:
         """Bring the pod's annotation and label up to date; raises what the API answers."""
         report = self._report()
         wanted = (report.model_dump_json(exclude_none=True), report.role)
+        if self._unsure_until_s is not None and monotonic_s() >= self._unsure_until_s:
+            self._unsure_until_s, self._written = None, None
         if wanted == self._written:
             return
-        await patch_pod(
-            self._client,
-            self._namespace,
-            self._me,
-            labels={names.LABEL_ROLE: report.role},
-            annotations={names.ANNOTATION_INSTANCE: wanted[0]},
-        )
+        try:
+            await patch_pod(
+                self._client,
+                self._namespace,
+                self._me,
+                labels={names.LABEL_ROLE: report.role},
+                annotations={names.ANNOTATION_INSTANCE: wanted[0]},
+            )
+        except Unavailable:
+            self._unsure_until_s = monotonic_s() + _UNSURE_S
+            raise
         self._written = wanted
 
 

@@ -340,13 +340,14 @@ class Handover:
             announced_s = monotonic_s()
             if not await instance.lease.announce(successor):
                 raise Abandoned("the API server did not hear of it", begun=True)
+            heard_s = monotonic_s()
             epoch = instance.lease.epoch
             said = ""
             while reason := undrained(
                 poolers,
                 await self._connections(),
                 epoch=epoch,
-                waited_s=monotonic_s() - announced_s,
+                waited_s=monotonic_s() - heard_s,
             ):
                 said = reason
                 await asyncio.sleep(_POLL_S)

@@ -459,6 +459,31 @@ class FailoverRecord(Model):
     """Milliseconds until the first transaction through a pool."""
 
 
+class SwitchoverRecord(Model):
+    """One planned change of primary, asked for by a person or by the operator itself."""
+
+    request: str = Field(max_length=512)
+    """What identifies it: the annotation's value, or a name that the operator gave it."""
+    cause: str = "request"
+    """Who asked: `request` (annotation pgcluster.dev/switchover), `rollout`, `scale`, `node`, `maintenance`."""
+    asked_by: str | None = None
+    """Field manager that wrote the annotation."""
+    from_: str | None = Field(default=None, alias="from")
+    """The primary before."""
+    to: str | None = None
+    """The instance that is to take over."""
+    state: str = "Running"
+    """`Running`; or how it ended: `Succeeded`, `Refused` (nothing was begun), `Failed` (everything was put back, or another instance became the primary)."""
+    reason: str = ""
+    """Why, in a sentence."""
+    epoch: int | None = None
+    """`status.epoch` when it was asked for; it means nothing in any other."""
+    started_at: str | None = None
+    """When it was begun."""
+    ended_at: str | None = None
+    """When it ended."""
+
+
 class PgClusterStatus(Model):
     """What there is."""
 
@@ -496,6 +521,10 @@ class PgClusterStatus(Model):
     """The poolers."""
     last_failover: FailoverRecord | None = None
     """The last change of primary and its phases."""
+    last_switchover: SwitchoverRecord | None = None
+    """The last switchover: what was asked for, and what came of it."""
+    switchover_request: str | None = None
+    """Value of annotation pgcluster.dev/switchover that was last dealt with: each is done once."""
     failovers: tuple[FailoverRecord, ...] = atomic_list(max_items=10)
     """The last ten changes of primary, newest first."""
 
@@ -585,6 +614,7 @@ def to_config(
     *,
     system_identifier: str | None,
     restart: agents.RestartConfig | None = None,
+    switchover: agents.SwitchoverConfig | None = None,
 ) -> agents.ClusterConfig:
     """What the agents need to know of the cluster."""
     spec = cluster.spec
@@ -646,6 +676,7 @@ def to_config(
         ),
         read_only_pool=spec.pgbouncer.read_only_pool,
         paused=spec.paused,
+        switchover=switchover,
         restart=restart,
         settings=settings_of(cluster),
         system_identifier=system_identifier,

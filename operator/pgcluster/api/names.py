@@ -62,6 +62,8 @@ ANNOTATION_INSTANCE = f"{GROUP}/instance"
 ANNOTATION_HASH = f"{GROUP}/spec-hash"
 # On a PgCluster, by a user, and then on its pods: a new value restarts the instances one by one.
 ANNOTATION_RESTART = f"{GROUP}/restart"
+# On a PgCluster, by a user: asks for a switchover to `<instance>` or `any`, each value once.
+ANNOTATION_SWITCHOVER = f"{GROUP}/switchover"
 # On a pod of an instance, from its template: the hash of what of the spec decided how it looks.
 ANNOTATION_INPUTS = f"{GROUP}/inputs"
 

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 from pgcluster.api import conditions, names
 from pgcluster.api.errors import PgClusterError
-from pgcluster.api.models import FailoverRecord, PgClusterStatus
+from pgcluster.api.models import FailoverRecord, PgClusterStatus, SwitchoverRecord
 from pgcluster.controller.observe import Observed
 from pgcluster.kube.client import KubeClient, Manifest
 from pgcluster.kube.errors import AlreadyExists
@@ -56,6 +56,7 @@ def between(before: PgClusterStatus, after: PgClusterStatus) -> tuple[Event, ...
         )
     for record in new_failovers(before, after):
         found.append(Event("Failover", _failover_note(record), str(record.epoch)))
+    found += _switched(before.last_switchover, after.last_switchover)
     found += _rolled(before, after)
     for kind in (conditions.STALLED, conditions.DEGRADED):
         found += _alarms(kind, before, after)
@@ -64,6 +65,27 @@ def between(before: PgClusterStatus, after: PgClusterStatus) -> tuple[Event, ...
         note = condition.message if condition else ""
         found.append(Event("Ready", note, _since(after, conditions.READY)))
     return tuple(found)
+
+
+def _switched(before: SwitchoverRecord | None, after: SwitchoverRecord | None) -> Iterable[Event]:
+    """Who asked for a switchover, and what came of it: the audit trail."""
+    if after is None:
+        return
+    known = before is not None and before.request == after.request
+    if known and before is not None and before.state == after.state:
+        return
+    asked = f" (asked for by {after.asked_by})" if after.asked_by else ""
+    about = f"{after.cause} {after.request}{asked}"
+    if not known:
+        way = f"from {after.from_} to {after.to or 'another instance'}"
+        yield Event("SwitchoverRequested", f"{way}: {about}", f"{after.request}/{after.started_at}")
+    if after.state != "Running":
+        yield Event(
+            f"Switchover{after.state}",
+            f"{about}: {after.reason}",
+            f"{after.request}/{after.ended_at}",
+            warning=after.state != "Succeeded",
+        )
 
 
 def _rolled(before: PgClusterStatus, after: PgClusterStatus) -> Iterable[Event]:

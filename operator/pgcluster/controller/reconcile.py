@@ -14,10 +14,20 @@ from datetime import UTC, datetime
 import pydantic
 
 from pgcluster.api import conditions, names
+from pgcluster.api.config import SwitchoverConfig
 from pgcluster.api.errors import BlockedError, RetryError
 from pgcluster.api.models import PgCluster, to_config
 from pgcluster.api.validation import check
-from pgcluster.controller import certificates, pools, rollout, scale, serving, status, volumes
+from pgcluster.controller import (
+    certificates,
+    pools,
+    rollout,
+    scale,
+    serving,
+    status,
+    switchover,
+    volumes,
+)
 from pgcluster.controller.apply import Applier
 from pgcluster.controller.metrics import Metrics
 from pgcluster.controller.observe import Key, Observed, observe
@@ -111,23 +121,24 @@ class Reconciler:
         images = None
         pending = None
         rolling = None
+        changing = None
         again_s = None
         try:
             if not cluster.spec.paused:
                 # First: clients are waiting, and a spec that cannot be acted on changes nothing.
                 await self._serve(observed)
             images = images_of(observed, cluster, self._catalog)
-            if blocked is None and not cluster.spec.paused:
-                rolling = rollout.plan(
-                    observed,
-                    cluster,
-                    observed.child(STATEFUL_SETS, names.statefulset(cluster.name)),
-                    handing_over=None,
-                    now=self._today(),
-                )
-                pending, again_s = await self._write(observed, cluster, images, rolling)
-                if not isinstance(rolling.step, rollout.Nothing):
-                    again_s = min(again_s or _ROLLING_S, _ROLLING_S)
+            if blocked is None:
+                plan, changing = self._plan(observed, cluster)
+                again_s = changing.again_s
+                if not cluster.spec.paused:
+                    rolling = plan
+                    pending, later_s = await self._write(
+                        observed, cluster, images, rolling, changing.order
+                    )
+                    rolls = not isinstance(rolling.step, rollout.Nothing)
+                    waits = (again_s, later_s, _ROLLING_S if rolls else None)
+                    again_s = min((s for s in waits if s is not None), default=None)
         except BlockedError as error:
             blocked = (error.reason, str(error))
         except (Invalid, Forbidden) as error:
@@ -139,10 +150,27 @@ class Reconciler:
                 blocked=blocked,
                 pending=pending,
                 rolling=rolling,
+                switchover=changing,
                 newer_image=newer(cluster, images, self._catalog) if images else None,
             ),
             again_s,
         )
+
+    def _plan(
+        self, observed: Observed, cluster: PgCluster
+    ) -> tuple[rollout.Plan, switchover.Decision]:
+        """The next step of a rolling change, and of a switchover, which it may wish for."""
+        now = self._today()
+        known = status.known_status(observed)
+        rolling = rollout.plan(
+            observed,
+            cluster,
+            observed.child(STATEFUL_SETS, names.statefulset(cluster.name)),
+            handing_over=switchover.in_the_way(cluster, known),
+            now=now,
+        )
+        wishes = [rolling.step.wish] if isinstance(rolling.step, rollout.HandOver) else []
+        return rolling, switchover.decide(observed, cluster, known, wishes, now=now)
 
     async def _serve(self, observed: Observed) -> None:
         """Take silent poolers out of their Services, and bring them back."""
@@ -168,6 +196,7 @@ class Reconciler:
         cluster: PgCluster,
         images: render_cluster.Images,
         rolling: rollout.Plan,
+        order: SwitchoverConfig | None,
     ) -> tuple[tuple[str, str] | None, float | None]:
         applier = Applier(self._client, observed)
         live_set = observed.child(STATEFUL_SETS, names.statefulset(cluster.name))
@@ -178,6 +207,7 @@ class Reconciler:
             images=images,
             system_identifier=observed.system_identifier,
             restart=step.config if isinstance(step, rollout.Restart) else None,
+            switchover=order,
         )
         manifests = [
             serving.adjusted(

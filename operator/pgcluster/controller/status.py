@@ -11,7 +11,7 @@ from pgcluster.api import conditions as c
 from pgcluster.api import names
 from pgcluster.api.models import Member, PgCluster, PgClusterStatus, Pooler
 from pgcluster.api.reports import PoolerReport
-from pgcluster.controller import failovers, problems, rollout, rows, warnings
+from pgcluster.controller import failovers, problems, rollout, rows, switchover, warnings
 from pgcluster.controller.observe import InstancePod, Observed
 
 Wanted = tuple[str, bool, str, str]
@@ -29,6 +29,8 @@ class Outcome:
     pending: tuple[str, str] | None = None
     # Where a rolling change is; None while nobody has looked.
     rolling: rollout.Plan | None = None
+    # The switchover that is under way, or was the last; None while nobody has looked.
+    switchover: switchover.Decision | None = None
     # An image of the instances that the operator offers.
     newer_image: str | None = None
 
@@ -64,6 +66,7 @@ def compute(
         _reports_by_age(observed),
         now=now,
     )
+    changing = outcome.switchover
     situation = _Situation(observed, cluster, outcome, known, members, poolers, primary)
     return PgClusterStatus(
         observed_generation=generation,
@@ -88,6 +91,8 @@ def compute(
         members=members,
         poolers=poolers,
         last_failover=records[0] if records else None,
+        last_switchover=known.last_switchover if changing is None else changing.record,
+        switchover_request=known.switchover_request if changing is None else changing.handled,
         failovers=records,
     )
 
@@ -215,13 +220,48 @@ class _Situation:
             )
         if self.outcome.pending is not None:
             return c.PROGRESSING, True, *self.outcome.pending
+        if (changing := self._switching_over()) is not None:
+            return c.PROGRESSING, *changing
         if (rolling := self._rolling(ready, message)) is not None:
             return c.PROGRESSING, *rolling
         if self._stalled()[1]:
             return c.PROGRESSING, False, c.SETTLED, "nothing is under way"
         if not ready:
             return c.PROGRESSING, True, reason, message
+        if (refused := self._refused_switchover()) is not None:
+            return c.PROGRESSING, False, *refused
         return c.PROGRESSING, False, c.SETTLED, "nothing is under way"
+
+    def _switching_over(self) -> tuple[bool, str, str] | None:
+        """What a switchover does or waits for; None where there is none."""
+        decision = self.outcome.switchover
+        if decision is None:
+            return None
+        if decision.waiting is not None:
+            return (
+                True,
+                c.SWITCHING_OVER,
+                f"a switchover is asked for, and waits: {decision.waiting}",
+            )
+        record = decision.record
+        if record is not None and record.state == "Running" and record.cause != "rollout":
+            return (
+                True,
+                c.SWITCHING_OVER,
+                f"{record.from_} hands over to {record.to}: {record.reason}",
+            )
+        return None
+
+    def _refused_switchover(self) -> tuple[str, str] | None:
+        """What came to nothing, as long as nothing else has been asked for: reason and message."""
+        record = self.outcome.switchover.record if self.outcome.switchover else None
+        if record is None or record.cause != "request":
+            return None
+        if record.state == "Refused":
+            return c.SWITCHOVER_REFUSED, f"switchover {record.request}: {record.reason}"
+        if record.state == "Failed":
+            return c.SWITCHOVER_FAILED, f"switchover {record.request}: {record.reason}"
+        return None
 
     def _rolling(self, ready: bool, message: str) -> tuple[bool, str, str] | None:
         """What a rolling change does, or waits for; None where there is none."""

@@ -1,4 +1,4 @@
-"""Which switchover is under way, and what became of it: wishes in, one order to the agents out. Pure.
+"""Which switchover is under way, and what became of it: wishes in, one order out. Pure.
 
 The order that the agents are given carries the epoch of the Lease, so that it means nothing once
 the Lease has changed hands. What is under way stands in `status.lastSwitchover`; an order is given
@@ -25,6 +25,8 @@ _CAUSES = ("request", "scale", "node", "maintenance", "rollout")
 _UNDER_WAY = ("checking", "holding", "stopping")
 # The rehearsal, the checkpoint before it and the pause itself have bounds of their own below this.
 _GIVE_UP_S = 420.0
+_BEGIN_S = 0.05
+_LOOK_S = 2.0
 _VALUE = re.compile(r"(?P<target>[a-z0-9]([-a-z0-9]*[a-z0-9])?)(:(?P<id>.{1,200}))?", re.DOTALL)
 
 
@@ -42,9 +44,12 @@ class Decision:
     waiting: str | None = None
 
     @property
-    def under_way(self) -> bool:
-        """Whether one is being done."""
-        return self.record is not None and self.record.state == "Running"
+    def again_s(self) -> float | None:
+        """When to look again without an event; None where nothing is under way."""
+        if self.record is not None and self.record.state == "Running":
+            # One that is not stored yet is ordered as soon as it is.
+            return _LOOK_S if self.order is not None else _BEGIN_S
+        return _LOOK_S if self.waiting else None
 
 
 def decide(
@@ -80,6 +85,19 @@ def decide(
     if wish is None or observed.primary is None or _busy(observed):
         return Decision(None, record, handled)
     return Decision(None, _begin(observed, wish, now, by=None), handled)
+
+
+def in_the_way(cluster: PgCluster, known: PgClusterStatus) -> str | None:
+    """Why no rolling change goes on: a switchover that is not its own is under way or asked for."""
+    record = known.last_switchover
+    if record is not None and record.state == "Running":
+        if record.cause == "rollout":
+            return None
+        return f"{record.to} is to become the primary: {record.reason}"
+    asked = requested(cluster)
+    if asked is not None and asked != known.switchover_request and known.system_identifier:
+        return f"a switchover is asked for: {asked}"
+    return None
 
 
 def requested(cluster: PgCluster) -> str | None:
@@ -154,7 +172,9 @@ def _begin(observed: Observed, wish: Wish, now: datetime, *, by: str | None) -> 
     primary = observed.primary
     if primary is not None and wish.target == primary.name:
         reason = f"{primary.name} is the primary already"
-        return _ended(_record(observed, wish, "Succeeded", reason, now, by), "Succeeded", reason, now)
+        return _ended(
+            _record(observed, wish, "Succeeded", reason, now, by), "Succeeded", reason, now
+        )
     target, reason = _target(observed, wish)
     if target is None:
         return _refused(observed, wish, reason, now, by)

@@ -68,6 +68,8 @@ def _record(state: dict) -> LeaseRecord | None:
         duration_s=lease.get("duration_s", 6.0),
         renew_time=str(lease.get("renew_time", "")),
         mark=Mark(None, None),
+        pausing=bool(lease.get("pausing")),
+        successor=lease.get("successor"),
     )
 
 

@@ -152,6 +152,15 @@ class Postgres:
             *("-h", source.address, "-p", str(source.port), "-U", "postgres"),
         )
 
+    def follow(self, source: Postgres) -> None:
+        """Come back as a standby of the one that took over, after a stop in order."""
+        conninfo = f"host={source.address} port={source.port} user=postgres"
+        with (self.data / "postgresql.auto.conf").open("a") as file:
+            file.write(f"primary_conninfo = '{conninfo}'\n")
+        own(self.data / "postgresql.auto.conf")
+        (self.data / "standby.signal").touch()
+        own(self.data / "standby.signal")
+
     def start(self) -> None:
         """Start it, and wait until it answers."""
         self.start_process()

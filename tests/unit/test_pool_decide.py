@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from pgcluster.api.config import ClusterConfig, DatabaseConfig
 from pgcluster.pgbouncer.rows import Database, Server, Waiting
 from pgcluster.pooler.decide import (
+    HOLD_S,
     LATE_S,
     LOGINS_WAIT_S,
     MUTE_S,
@@ -27,7 +28,9 @@ from pgcluster.pooler.decide import (
     Probe,
     Resume,
     acceptable,
+    acknowledged,
     decide,
+    held_epoch,
     readiness,
 )
 from pgcluster.pooler.files import offer
@@ -202,7 +205,8 @@ def test_no_pause_ends_because_of_its_age() -> None:
 def test_a_new_primary_is_waited_for_applied_and_then_resumed() -> None:
     new = section(B, epoch=4, primary="shop-1", standbys=())
     before = facts(wanted=new, lease=lease("shop-1", 4), probe=LOST, paused=READ_WRITE)
-    (apply,) = decide(before)
+    pause, apply = decide(before)
+    assert pause == Pause(READ_ONLY, "there is no standby to read", read_only=True)
     assert apply == Apply(new, "the databases section now names shop-1 of epoch 4")
     after = facts(
         wanted=new,
@@ -217,7 +221,7 @@ def test_a_new_primary_is_waited_for_applied_and_then_resumed() -> None:
 
 
 def test_a_new_primary_that_comes_without_a_doubt_is_paused_for_too() -> None:
-    new = section(B, epoch=4, primary="shop-1")
+    new = section(B, epoch=4, primary="shop-1", standbys=(A,))
     pause, apply = decide(facts(wanted=new))
     assert pause == Pause(READ_WRITE, "the pool is being pointed at shop-1 of epoch 4")
     assert isinstance(apply, Apply)
@@ -225,8 +229,11 @@ def test_a_new_primary_that_comes_without_a_doubt_is_paused_for_too() -> None:
 
 def test_a_change_of_standbys_alone_lets_nobody_wait() -> None:
     new = section(standbys=())
-    (apply,) = decide(facts(wanted=new))
-    assert isinstance(apply, Apply)
+    # Before the RELOAD: readers would be sent to nowhere otherwise, and fail.
+    assert decide(facts(wanted=new)) == [
+        Pause(READ_ONLY, "there is no standby to read", read_only=True),
+        Apply(new, "the databases or standbys behind shop-0 of epoch 3 have changed"),
+    ]
     assert decide(facts(wanted=new, applied=new)) == [
         Pause(READ_ONLY, "there is no standby to read", read_only=True)
     ]
@@ -257,7 +264,7 @@ def test_a_section_without_a_primary_does_not_replace_one_with() -> None:
 
 
 def test_what_pgbouncer_does_not_show_is_loaded_again() -> None:
-    moved = section(B, epoch=4, primary="shop-1")
+    moved = section(B, epoch=4, primary="shop-1", standbys=(A,))
     (apply,) = decide(
         facts(wanted=moved, applied=moved, databases=shown(section()), probe=Probe("unknown", 0))
     )
@@ -272,7 +279,7 @@ def test_what_pgbouncer_does_not_show_is_loaded_again() -> None:
 
 
 def test_what_was_not_accepted_is_tried_again_only_after_a_while() -> None:
-    new = section(standbys=())
+    new = section(standbys=("10.0.0.3",))
     waiting = facts(wanted=new, failed=(new.content_hash, NOW_S - RETRY_S / 2))
     assert decide(waiting) == []
     (apply,) = decide(replace(waiting, failed=(new.content_hash, NOW_S - RETRY_S)))
@@ -289,6 +296,73 @@ def test_a_pgbouncer_that_is_down_gets_its_file_and_nothing_else() -> None:
     (apply,) = decide(facts(databases=None, applied=None))
     assert isinstance(apply, Apply)
     assert apply.reason == "it is the first databases section"
+
+
+def announced(since_s: float = NOW_S - 1, *, holder: str = "shop-0", epoch: int = 3) -> Lease:
+    record = LeaseRecord(holder, epoch, 6.0, "", Mark(None, None), pausing=True, successor="shop-1")
+    return Lease(record, current=True, pausing_since_s=since_s)
+
+
+def test_an_announced_stop_holds_the_clients_of_the_primary_and_is_acknowledged() -> None:
+    reason = "the primary shop-0 is about to stop for shop-1"
+    before = facts(lease=announced())
+    assert decide(before) == [Pause(READ_WRITE, reason)]
+    assert acknowledged(before) is None, "not before it is in force"
+    assert acknowledged(facts(lease=announced(), paused=("app",))) is None, "nor in part"
+    held = facts(lease=announced(), paused=READ_WRITE)
+    assert decide(held) == []
+    assert acknowledged(held) == 3
+    assert readiness(held, late_since_s=None) == (True, reason)
+    # It is taken back, and the primary answers.
+    back = facts(paused=READ_WRITE)
+    assert acknowledged(back) is None
+    assert decide(back) == [Resume(("app",), "shop-0 answers as the primary")]
+
+
+def test_a_pool_that_is_paused_for_another_reason_acknowledges_too() -> None:
+    lost = facts(lease=announced(), probe=LOST, paused=READ_WRITE)
+    assert decide(lost) == []
+    assert acknowledged(lost) == 3
+
+
+@pytest.mark.parametrize(
+    "left",
+    [
+        announced(NOW_S - HOLD_S),  # whoever announced it is no more
+        announced(epoch=2),
+        announced(epoch=4),  # the section of that epoch is still to come
+        announced(holder="shop-1", epoch=3),
+        announced(holder="", epoch=3),
+    ],
+)
+def test_an_announcement_of_another_time_holds_nobody(left: Lease) -> None:
+    assert held_epoch(facts(lease=left)) is None
+    assert decide(facts(lease=left)) == []
+    assert acknowledged(facts(lease=left, paused=READ_WRITE)) is None
+    (resume,) = decide(facts(lease=left, paused=READ_WRITE))
+    assert isinstance(resume, Resume)
+
+
+def test_an_announcement_counts_though_the_api_is_lost_after_it_and_only_as_long() -> None:
+    def lost(since_s: float) -> Facts:
+        return facts(lease=replace(announced(since_s), current=False), paused=READ_WRITE)
+
+    assert decide(lost(NOW_S - HOLD_S / 2)) == []
+    (resume,) = decide(lost(NOW_S - HOLD_S))
+    assert isinstance(resume, Resume)
+
+
+def test_a_hold_that_is_over_sends_nobody_to_a_primary_that_is_gone() -> None:
+    over = facts(lease=announced(NOW_S - HOLD_S), probe=LOST, paused=READ_WRITE)
+    assert decide(over) == []
+
+
+def test_a_pgbouncer_that_leaves_cannot_hold_and_does_not_say_so() -> None:
+    leaving = facts(lease=announced(), leaving=True)
+    assert decide(leaving) == []
+    assert acknowledged(leaving) is None
+    down = facts(lease=announced(), databases=None)
+    assert acknowledged(down) is None
 
 
 def test_a_pgbouncer_that_leaves_is_not_paused_for_it_could_not_be_resumed() -> None:

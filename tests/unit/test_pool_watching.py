@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from dataclasses import replace
 
 import pytest
 
@@ -130,6 +131,33 @@ async def test_what_was_known_of_the_lease_survives_the_loss_of_the_api(world: W
     world.observed.api_lost()
     assert world.observed.lease.record == record("shop-1", 2)
     assert not world.observed.lease.current
+
+
+async def test_an_announced_stop_is_news_and_its_renewals_are_not(world: World) -> None:
+    def pausing(renewed: int, *, epoch: int = 1) -> LeaseRecord:
+        return replace(record(renewed=renewed, epoch=epoch), pausing=True)
+
+    world.observed.lease_seen(record())
+    woken, began_s = world.woken, world.now_s
+    world.observed.lease_seen(pausing(1))
+    assert world.woken == woken + 1
+    assert world.observed.lease.pausing_since_s == began_s
+    world.now_s += 3
+    world.observed.lease_seen(pausing(2))
+    world.observed.api_lost()
+    world.observed.lease_seen(pausing(3))
+    assert world.observed.lease.pausing_since_s == began_s, "it does not begin anew"
+    assert world.woken == woken + 1
+    world.observed.lease_seen(record(renewed=4))
+    assert world.observed.lease.pausing_since_s is None
+    assert world.woken == woken + 2
+    world.observed.lease_seen(pausing(5))
+    assert world.observed.lease.pausing_since_s == world.now_s, "a new one counts anew"
+    world.now_s += 1
+    world.observed.lease_seen(pausing(6, epoch=2))
+    assert world.observed.lease.pausing_since_s == world.now_s, "so does one of another epoch"
+    world.observed.lease_seen(None)
+    assert world.observed.lease.pausing_since_s is None
 
 
 async def test_a_lease_that_was_deleted_is_forgotten(world: World) -> None:

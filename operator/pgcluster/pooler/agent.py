@@ -29,6 +29,7 @@ from pgcluster.pooler.decide import (
     Pause,
     Resume,
     acceptable,
+    acknowledged,
     decide,
     differences,
     read_write,
@@ -181,6 +182,8 @@ class Agent:
         try:
             facts = await self._look()
             actions = decide(facts)
+            # Before clients go on: the primary must not believe for an instant that they wait.
+            self._probe.say(acknowledged(facts))
             for action in actions:
                 await self._do(action)
             if facts.databases is None:
@@ -196,6 +199,8 @@ class Agent:
         except Exception:
             log.exception("unexpected: please report it")
             return _AT_REST_S
+        if any(isinstance(action, Pause) for action in actions):
+            return 0.0
         if actions or self._resumed_at_s is not None:
             return 0.01
         return _AT_REST_S if self._ready == (True, "") and not facts.failed else _BUSY_S

@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import logging
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass
 
 from pgcluster.api.errors import PgClusterError
@@ -19,6 +19,7 @@ log = logging.getLogger(__name__)
 
 # PAUSE is in force before its answer, which waits for transactions that may never end.
 _PAUSE_WAIT_S = 0.1
+_IN_FORCE_EVERY_S = 0.001
 _FIRST_TRANSACTION_S = 60.0
 _LOOK_EVERY_S = 0.05
 
@@ -46,12 +47,21 @@ class Commands:
         self._current = Phases()
 
     async def pause(self, action: Pause) -> None:
-        """PAUSE all of them at the same time, and do not wait for what does not end."""
+        """PAUSE all of them at the same time, and wait only until pgbouncer has read that."""
         at = utc_now()
         with self.timed("PAUSE", databases=action.databases, reason=action.reason):
-            await asyncio.gather(
+            telling = asyncio.gather(
                 *(self._admin.pause(name, wait_s=_PAUSE_WAIT_S) for name in action.databases)
             )
+            try:
+                while not telling.done() and not await self._paused(action.databases):
+                    await asyncio.sleep(_IN_FORCE_EVERY_S)
+                if telling.done():
+                    telling.result()
+            finally:
+                # Those left wait for transactions that run; pauses stay when they are dropped.
+                telling.cancel()
+                await asyncio.gather(telling, return_exceptions=True)
         if action.read_only:
             return
         if self._current.paused_at is None or self._current.resumed_at is not None:
@@ -119,6 +129,11 @@ class Commands:
         seconds = time.perf_counter() - began
         self._metrics.commands.labels(command).observe(seconds)
         log.info(command, extra={**about, "ms": round(seconds * 1000, 1)})
+
+    async def _paused(self, names: Collection[str]) -> bool:
+        """Whether pgbouncer shows them as paused."""
+        paused = {database.name for database in await self._admin.databases() if database.paused}
+        return paused.issuperset(names)
 
     async def _transactions(self) -> int:
         try:

@@ -37,6 +37,9 @@ RETRY_S = 5.0
 LATE_S = 3.0
 # Logins wait this long at most for the pools that they lead to.
 LOGINS_WAIT_S = 1.0
+# A primary that announced its stop, and neither stopped nor took that back, is believed to be one
+# after this: whoever announced it gives up or has stopped within 10 s.
+HOLD_S = 15.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,12 +76,14 @@ class Probe:
 class Lease:
     """The Lease as last seen. `current`: the API server answers, so nothing newer is hidden.
 
-    `free_since_s` is when it was seen to be released, or was found expired by asking again.
+    `free_since_s` is when it was seen to be released, or was found expired by asking again;
+    `pausing_since_s` when this agent first saw that the holder is about to stop in this epoch.
     """
 
     record: LeaseRecord | None = None
     current: bool = False
     free_since_s: float | None = None
+    pausing_since_s: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -153,20 +158,24 @@ def decide(facts: Facts) -> list[Action]:
     doubt = _doubt(facts)
     moving = _moving(facts, offer[0]) if offer else None
     needed, read_only = _split(facts)
+    held = held_epoch(facts)
     # PAUSE holds up the connection that it came by, and a pgbouncer that leaves takes no other: it
     # could not be told to resume.
     may_pause = not facts.leaving
-    if (reason := doubt or moving) and may_pause and (names := _running(needed)):
+    hold = _hold_reason(facts) if held is not None else None
+    if (reason := doubt or hold or moving) and may_pause and (names := _running(needed)):
         actions.append(Pause(names, reason))
-    if offer:
-        return [*actions, Apply(*offer)]
-    deserted = [database for database in read_only if database.host == NOWHERE]
+    # By the section that is about to be loaded: between the RELOAD and a later PAUSE clients would
+    # be sent to nowhere, and fail.
+    deserted = [database for database in read_only if _deserted(database, offer)]
     served = [database for database in read_only if database.host != NOWHERE]
     if may_pause and (names := _running(deserted)):
         actions.append(Pause(names, "there is no standby to read", read_only=True))
+    if offer:
+        return [*actions, Apply(*offer)]
     if names := _waiting(served):
         actions.append(Resume(names, "there are standbys to read", read_only=True))
-    if not doubt and (proof := _proof(facts)) and (names := _waiting(needed)):
+    if not (doubt or hold) and (proof := _proof(facts)) and (names := _waiting(needed)):
         actions += _resume(facts, names, proof)
     if stuck := _stuck(facts):
         after_s = facts.now_s - (facts.repointed_at_s or 0.0)
@@ -234,7 +243,50 @@ def readiness(facts: Facts, *, late_since_s: float | None) -> tuple[bool, str]:
         return False, "no primary is known yet"
     if late_since_s is not None and facts.now_s - late_since_s > LATE_S:
         return False, "the current databases section could not be applied"
-    return True, _doubt(facts) or ""
+    held = _hold_reason(facts) if held_epoch(facts) is not None else ""
+    return True, _doubt(facts) or held
+
+
+def held_epoch(facts: Facts) -> int | None:
+    """The epoch in which the primary has announced that it stops; None where clients go on.
+
+    Only of the primary and the epoch that the pool points at: what is left of an earlier hand-over
+    holds nobody. It ends by itself, because who announced it may be no more.
+    """
+    header = facts.applied.section.header if facts.applied else None
+    record, since_s = facts.lease.record, facts.lease.pausing_since_s
+    if header is None or record is None or not record.pausing or since_s is None:
+        return None
+    if (record.holder, record.epoch) != (header.primary, header.epoch):
+        return None
+    return record.epoch if facts.now_s - since_s < HOLD_S else None
+
+
+def acknowledged(facts: Facts) -> int | None:
+    """The epoch whose announced stop may be told to have its effect: no transaction begins here.
+
+    By what pgbouncer shows, not by what it was told. One that leaves cannot be paused, and says
+    nothing.
+    """
+    epoch = held_epoch(facts)
+    if epoch is None or facts.databases is None or facts.leaving:
+        return None
+    return None if _running(read_write(facts)) else epoch
+
+
+def _hold_reason(facts: Facts) -> str:
+    record = facts.lease.record
+    holder = record.holder if record else ""
+    successor = f" for {record.successor}" if record and record.successor else ""
+    return f"the primary {holder} is about to stop{successor}"
+
+
+def _deserted(database: Database, offer: tuple[Offer, str] | None) -> bool:
+    """Whether a read-only database has no standby, or will have none with the section to come."""
+    if offer is None:
+        return database.host == NOWHERE
+    entry = offer[0].section.entry(database.name)
+    return entry is not None and entry.read_only and entry.host == NOWHERE
 
 
 def read_write(facts: Facts) -> list[Database]:

@@ -27,6 +27,15 @@ QUESTION = "SELECT pg_catalog.pg_is_in_recovery() AS in_recovery"
 Target = tuple[str, int]
 
 
+def question(paused: int | None) -> str:
+    """What the primary is asked; with the epoch in which it told its pools to hold their clients.
+
+    The primary sees it in `pg_stat_activity`: an acknowledgement that is there as soon as it can
+    be, and that needs no API.
+    """
+    return QUESTION if paused is None else f"{QUESTION} /* paused {paused} */"
+
+
 def parameters(target: Target, *, pod: str, password: str | None) -> dict[str, str | int]:
     """How a pooler's agent connects to an instance: by its name there it is heard."""
     given: dict[str, str | int] = {
@@ -54,6 +63,7 @@ class PrimaryProbe:
         self._aimed = asyncio.Event()
         self._nudge = asyncio.Event()
         self._asked = False
+        self._paused: int | None = None
 
     @property
     def seen(self) -> Probe:
@@ -71,6 +81,12 @@ class PrimaryProbe:
         """Do not wait for the next question: something else casts doubt on the primary."""
         self._asked = True
         self._nudge.set()
+
+    def say(self, paused: int | None) -> None:
+        """Tell the server at once that this pool holds its clients as announced, or none."""
+        if paused != self._paused:
+            self._paused = paused
+            self._nudge.set()
 
     async def run(self) -> None:
         """Follow the target for ever."""
@@ -122,7 +138,7 @@ class PrimaryProbe:
             while True:
                 self._nudge.clear()
                 try:
-                    rows = await link.query(QUESTION, deadline_s=_ANSWER_S)
+                    rows = await link.query(question(self._paused), deadline_s=_ANSWER_S)
                 except Refused as refusal:
                     log.warning("the primary refuses the probe: %s", refusal)
                     self._set(target, "mute")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Callable
+from dataclasses import replace
 
 from pgcluster.api import names
 from pgcluster.api.errors import PgClusterError, RetryError
@@ -62,16 +63,23 @@ class Observed:
             return
         before = self._view
         self._view = LeaseView(record, now_s) if before is None else before.next(record, now_s)
+        free_since_s = None
         if self._view is before:
-            self._set(Lease(record, current=True, free_since_s=self.lease.free_since_s))
+            free_since_s = self.lease.free_since_s
         elif self._view.released():
-            self._set(Lease(record, current=True, free_since_s=self._free_since(now_s)))
-        else:
-            self._set(Lease(record, current=True))
+            free_since_s = self._free_since(now_s)
+        self._set(
+            Lease(
+                record,
+                current=True,
+                free_since_s=free_since_s,
+                pausing_since_s=self._pausing_since(record, now_s),
+            )
+        )
 
     def api_lost(self) -> None:
         """What was seen may be old from now on."""
-        self._set(Lease(self.lease.record, current=False, free_since_s=self.lease.free_since_s))
+        self._set(replace(self.lease, current=False))
 
     async def check_lease(self) -> None:
         """Find a Lease that has run out, for ever.
@@ -101,7 +109,7 @@ class Observed:
             self.lease_seen(record)
             return
         log.warning("the Lease of %s has run out", record.holder)
-        self._set(Lease(record, current=True, free_since_s=monotonic_s()))
+        self._set(replace(self.lease, current=True, free_since_s=monotonic_s()))
 
     def write_first(self, files: Files) -> None:
         """Write the files that pgbouncer starts with; RetryError while the API shows none."""
@@ -113,6 +121,14 @@ class Observed:
     def _free_since(self, now_s: float) -> float:
         since_s = self.lease.free_since_s
         return now_s if since_s is None else since_s
+
+    def _pausing_since(self, record: LeaseRecord, now_s: float) -> float | None:
+        """Since when this epoch's holder has been about to stop; renewals change nothing of it."""
+        if not record.pausing:
+            return None
+        before = self.lease
+        same = before.record is not None and before.record.epoch == record.epoch
+        return before.pausing_since_s if same and before.pausing_since_s is not None else now_s
 
     def _set(self, lease: Lease) -> None:
         before, self.lease = self.lease, lease
@@ -127,5 +143,6 @@ class Observed:
                 != (lease.record.holder, lease.record.epoch)
             )
             or before.free_since_s != lease.free_since_s
+            or before.pausing_since_s != lease.pausing_since_s
         ):
             self._wake()

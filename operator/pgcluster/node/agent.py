@@ -274,6 +274,8 @@ class Agent:
             # Most likely for `repmgr standby switchover`, whose target is not to be outrun.
             await instance.lease.release(handover=True)
             return True, ""
+        if (reason := instance.config.held(instance.me)) and not instance.lease.holding():
+            return False, reason
         instance.hands_off_until_s = 0.0
         if instance.rejoining and not instance.server.running:
             await instance.server.start(primary_until_s=None)

@@ -179,6 +179,7 @@ class Instance:
             exact=self.standing.exact,
             barred=self.leaving()
             or self.must_rejoin
+            or (self.config.held(self.me) is not None and not self.lease.holding())
             or self.standing.state in ("cloning", "rewinding", "refused", "fenced"),
         )
 
@@ -213,6 +214,12 @@ class Instance:
         self.rest(await self.server.control())
         if was_primary and self.standing.control is not None:
             self.final_point = self.standing.control.point
+
+    async def hold(self, reason: str) -> None:
+        """Keep postgres down, and leave the volume to whoever works on it."""
+        await self.stop_repmgrd()
+        await self.stop_postgres()
+        self.say("maintenance", reason)
 
     async def stop_at_once(self) -> None:
         """A stop that waits for nobody; the next start recovers."""

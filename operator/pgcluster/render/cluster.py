@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from pgcluster.api.config import Orders
 from pgcluster.api.models import PgCluster
 from pgcluster.render.config import config_maps
 from pgcluster.render.deployment import deployment
@@ -23,12 +24,19 @@ class Images:
 
 
 def manifests(
-    cluster: PgCluster, *, images: Images, system_identifier: str | None
+    cluster: PgCluster,
+    *,
+    images: Images,
+    system_identifier: str | None,
+    orders: Orders = Orders(),
 ) -> list[Manifest]:
-    """Everything but the Secrets and the Lease, which are made once, and `databases.ini`."""
+    """Everything but the Secrets and the Lease, which are made once, and `databases.ini`.
+
+    `orders` are what the agents are told beside the spec.
+    """
     made = [
         *rbac(cluster),
-        *config_maps(cluster, system_identifier=system_identifier),
+        *config_maps(cluster, system_identifier=system_identifier, orders=orders),
         *services(cluster),
         *budgets(cluster),
         statefulset(cluster, image=images.postgres),

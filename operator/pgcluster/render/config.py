@@ -3,19 +3,22 @@
 from __future__ import annotations
 
 from pgcluster.api import names
+from pgcluster.api.config import Orders
 from pgcluster.api.models import PgCluster, to_config
 from pgcluster.render.metadata import Manifest, metadata
 from pgcluster.render.pgbouncer import pgbouncer_ini
 
 
-def config_maps(cluster: PgCluster, *, system_identifier: str | None) -> list[Manifest]:
+def config_maps(
+    cluster: PgCluster, *, system_identifier: str | None, orders: Orders = Orders()
+) -> list[Manifest]:
     """The three ConfigMaps, also where nobody pools: poolers may be added later.
 
     Only the keys that are the operator's own: `databases.ini` belongs to whoever holds the Lease,
     and the reports to the poolers. Applying without a key leaves it as it is.
     """
     pools = cluster.spec.pgbouncer
-    document = to_config(cluster, system_identifier=system_identifier)
+    document = to_config(cluster, system_identifier=system_identifier, orders=orders)
     ini = pgbouncer_ini(pools.parameters, pool_mode=pools.pool_mode)
     return [
         _config_map(

@@ -1,0 +1,17 @@
+"""Wishes for another primary: the parts of the operator utter them, one place decides."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+
+@dataclass(frozen=True, slots=True)
+class Wish:
+    """Somebody wants another instance to be the primary."""
+
+    cause: Literal["request", "rollout", "scale", "node", "maintenance"]
+    request: str  # identity; one that was refused is not tried again
+    reason: str  # a sentence
+    target: str | None = None  # None: the best
+    avoid: frozenset[str] = frozenset()  # instances that are not to become the primary

@@ -110,6 +110,9 @@ class Orders:
     hibernation: str | None = None
 
 
+NO_ORDERS = Orders()
+
+
 class ClusterConfig(_Document):
     """Everything of a PgCluster that an agent needs, without one API call."""
 

@@ -594,7 +594,7 @@ def to_config(
     cluster: PgCluster,
     *,
     system_identifier: str | None,
-    orders: agents.Orders = agents.Orders(),
+    orders: agents.Orders = agents.NO_ORDERS,
 ) -> agents.ClusterConfig:
     """What the agents need to know of the cluster."""
     spec = cluster.spec

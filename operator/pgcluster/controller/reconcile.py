@@ -7,28 +7,30 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import UTC, datetime
 
 import pydantic
 
 from pgcluster.api import conditions, names
+from pgcluster.api.config import Orders
 from pgcluster.api.errors import BlockedError, RetryError
 from pgcluster.api.models import PgCluster, to_config
 from pgcluster.api.validation import check
-from pgcluster.controller import certificates, pools, rollout, scale, serving, status, volumes
+from pgcluster.controller import certificates, pools, rollout, scale, serving, shape, status
 from pgcluster.controller.apply import Applier
 from pgcluster.controller.metrics import Metrics
 from pgcluster.controller.observe import Key, Observed, observe
+from pgcluster.controller.orders import told
 from pgcluster.controller.prerequisites import Catalog, check_storage_class, images_of
+from pgcluster.controller.storage import Storage
 from pgcluster.controller.tell import tell
 from pgcluster.kube.client import KubeClient, Manifest
 from pgcluster.kube.errors import Conflict, Forbidden, Invalid, NotFound
 from pgcluster.kube.resources import (
     CONFIG_MAPS,
     PODS,
-    PVCS,
     STATEFUL_SETS,
 )
 from pgcluster.render import cluster as render_cluster
@@ -42,6 +44,8 @@ log = logging.getLogger(__name__)
 _UNSETTLED_S = 15.0
 # An agent writes the pools' section within moments of any change; the operator steps in after.
 _REPAIR_AFTER_S = 4.0
+# What the Lease lists, and what the poolers have applied, is not watched.
+_STEP_S = 1.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,13 +113,20 @@ class Reconciler:
         images = None
         pending = None
         again_s = None
+        acts = blocked is None and not cluster.spec.paused
+        live_set = observed.child(STATEFUL_SETS, names.statefulset(cluster.name))
+        wanted = shape.plan(observed, cluster, live_set, self._today())
         try:
             if not cluster.spec.paused:
                 # First: clients are waiting, and a spec that cannot be acted on changes nothing.
                 await self._serve(observed)
             images = images_of(observed, cluster, self._catalog)
-            if blocked is None and not cluster.spec.paused:
-                pending, again_s = await self._write(observed, cluster, images)
+            if acts:
+                pending, again_s = await self._write(observed, cluster, images, wanted)
+            elif live_set is not None:
+                # Certificates expire, whoever keeps their hands off.
+                applier = Applier(self._client, observed)
+                await self._certify(observed, cluster, applier)
         except BlockedError as error:
             blocked = (error.reason, str(error))
         except (Invalid, Forbidden) as error:
@@ -126,6 +137,10 @@ class Reconciler:
                 pgbouncer_image=images.pgbouncer if images else None,
                 blocked=blocked,
                 pending=pending,
+                asleep=wanted.sleep.asleep,
+                sleeping=wanted.sleep.step if acts else None,
+                held=wanted.upkeep.held if acts else told(observed).maintenance,
+                not_held=wanted.upkeep.refused if acts else None,
             ),
             again_s,
         )
@@ -148,18 +163,38 @@ class Reconciler:
             to = "serves again" if change.serve else "leaves the Services"
             log.info("pooler %s %s: %s", change.pod, to, change.reason)
 
+    async def _certify(self, observed: Observed, cluster: PgCluster, applier: Applier) -> None:
+        issued = certificates.wanted(observed, cluster, self._today())
+        await applier.check(issued.manifests)
+        await certificates.write(self._client, applier, issued)
+
     async def _write(
-        self, observed: Observed, cluster: PgCluster, images: render_cluster.Images
+        self,
+        observed: Observed,
+        asked: PgCluster,
+        images: render_cluster.Images,
+        wanted: shape.Shape,
     ) -> tuple[tuple[str, str] | None, float | None]:
         applier = Applier(self._client, observed)
-        live_set = observed.child(STATEFUL_SETS, names.statefulset(cluster.name))
-        replicas = scale.instances(observed, cluster.spec.instances, live_set)
+        live_set = observed.child(STATEFUL_SETS, names.statefulset(asked.name))
+        if live_set is not None and "deletionTimestamp" in live_set["metadata"]:
+            raise RetryError("the StatefulSet is being deleted, and made anew then", delay_s=0.5)
+        cluster = shape.sized(asked, wanted.size.instances)
         rendered = render_cluster.manifests(
-            cluster, images=images, system_identifier=observed.system_identifier
+            cluster,
+            images=images,
+            system_identifier=observed.system_identifier,
+            orders=wanted.orders,
         )
         manifests = [
             serving.adjusted(
-                scale.adjusted(manifest, replicas=replicas.count, live=live_set), observed
+                scale.adjusted(
+                    manifest,
+                    replicas=wanted.size.replicas,
+                    live=live_set,
+                    poolers=wanted.sleep.poolers,
+                ),
+                observed,
             )
             for manifest in rendered
         ]
@@ -188,21 +223,29 @@ class Reconciler:
             except (Invalid, Forbidden) as error:
                 # One wrong field must not keep all the others from being brought in line.
                 refused.append(f"{manifest['kind']} {manifest['metadata']['name']}: {error}")
-        refused += await self._grow_volumes(observed, rendered, live_set)
+        stateful_set = next(made for made in rendered if made["kind"] == STATEFUL_SETS.kind)
+        storage = Storage(self._client, observed, asked)
+        await storage.see_to(stateful_set, live_set, instances=wanted.size.instances)
         await applier.delete_unwanted([*kept, *issued.manifests, *manifests])
-        again_s = await self._repair_pools(observed, cluster, applier)
+        again_s = await self._repair_pools(observed, cluster, applier, wanted.orders)
         await self._prune_poolers(observed)
         late = await self._replace_stuck(observed, live_set)
         if refused:
             raise BlockedError(
                 f"the API server refuses {'; '.join(refused)}", reason=conditions.API_REFUSED
             )
-        return replicas.refused or late, again_s
+        if await storage.remake(stateful_set, live_set):
+            again_s = _STEP_S
+        if storage.refused is not None:
+            raise BlockedError(storage.refused[1], reason=storage.refused[0])
+        if wanted.sleep.step or wanted.size.under_way or storage.pending:
+            again_s = min(again_s or _STEP_S, _STEP_S)
+        return wanted.pending or storage.pending or late, again_s
 
     async def _repair_pools(
-        self, observed: Observed, cluster: PgCluster, applier: Applier
+        self, observed: Observed, cluster: PgCluster, applier: Applier, orders: Orders
     ) -> float | None:
-        config = to_config(cluster, system_identifier=observed.system_identifier)
+        config = to_config(cluster, system_identifier=observed.system_identifier, orders=orders)
         repair = pools.repair(observed, config)
         if repair is None:
             self._wrong_since.pop(observed.key, None)
@@ -228,29 +271,6 @@ class Reconciler:
         self._wrong_since.pop(observed.key, None)
         log.info("wrote the pools' databases section: %s", repair.reason)
         return None
-
-    async def _grow_volumes(
-        self, observed: Observed, rendered: Iterable[Manifest], live_set: Manifest | None
-    ) -> list[str]:
-        """Ask for larger volumes where the spec does; returns what the API server refuses."""
-        wanted = next(made for made in rendered if made["kind"] == STATEFUL_SETS.kind)
-        if not volumes.changed(wanted, live_set):
-            return []
-        key = observed.key
-        selector = f"{names.LABEL_CLUSTER}={key.name}"
-        claims, _ = await self._client.list(PVCS, key.namespace, labels=selector)
-        refused = []
-        for growth in volumes.to_grow(wanted, claims, cluster=key.name):
-            patch = {"spec": {"resources": {"requests": {"storage": growth.size}}}}
-            try:
-                await self._client.merge_patch(
-                    PVCS, growth.claim, key.namespace, patch, manager=names.MANAGER_OPERATOR
-                )
-            except (Invalid, Forbidden) as error:
-                refused.append(f"PersistentVolumeClaim {growth.claim}: {error}")
-            else:
-                log.info("volume %s is to grow to %s", growth.claim, growth.size)
-        return refused
 
     async def _prune_poolers(self, observed: Observed) -> None:
         gone = pools.gone_poolers(observed)

@@ -39,9 +39,9 @@ def options(config: ClusterConfig, waldir: Path | None) -> str:
 
 @contextlib.asynccontextmanager
 async def turn(conninfo: str, *, at_once: int) -> AsyncIterator[None]:
-    """One of `at_once` turns to clone from the server at `conninfo`; RetryError where all are taken.
+    """One of `at_once` turns to clone from the server at `conninfo`.
 
-    Of the others nobody is preferred: who asks first when one ends has it.
+    RetryError where all are taken. Nobody is preferred: who asks first when one ends has it.
     """
     try:
         async with asyncio.timeout(_CONNECT_S):

@@ -162,7 +162,10 @@ class Running:
             log.info("stopping postgres: %s", reason)
             await instance.hold(reason)
             return 0.0
-        if instance.synchronous.follow(instance.config, lease.record.quorums) and instance.write_configuration():
+        if (
+            instance.synchronous.follow(instance.config, lease.record.quorums)
+            and instance.write_configuration()
+        ):
             instance.server.reload()
         self._holding_since_s = None
         if lease.free(now_s):

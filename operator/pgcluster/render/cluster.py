@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from pgcluster.api.config import Orders
+from pgcluster.api.config import NO_ORDERS, Orders
 from pgcluster.api.models import PgCluster
 from pgcluster.render.config import config_maps
 from pgcluster.render.deployment import deployment
@@ -28,7 +28,7 @@ def manifests(
     *,
     images: Images,
     system_identifier: str | None,
-    orders: Orders = Orders(),
+    orders: Orders = NO_ORDERS,
 ) -> list[Manifest]:
     """Everything but the Secrets and the Lease, which are made once, and `databases.ini`.
 

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from pgcluster.api import names
-from pgcluster.api.config import Orders
+from pgcluster.api.config import NO_ORDERS, Orders
 from pgcluster.api.models import PgCluster, to_config
 from pgcluster.render.metadata import Manifest, metadata
 from pgcluster.render.pgbouncer import pgbouncer_ini
 
 
 def config_maps(
-    cluster: PgCluster, *, system_identifier: str | None, orders: Orders = Orders()
+    cluster: PgCluster, *, system_identifier: str | None, orders: Orders = NO_ORDERS
 ) -> list[Manifest]:
     """The three ConfigMaps, also where nobody pools: poolers may be added later.
 

@@ -106,9 +106,9 @@ def unfit(pod: str, candidates: Mapping[str, Candidate], rules: Rules) -> str | 
     """Why an instance may not become primary, given all that answered; None where it may.
 
     Never one of a foreign system. Beyond that, unless a person has named it: never one below the
-    mark; never without a majority of those that have data, unless it provably has everything, or there are only two; and
-    with synchronous replication only the most advanced of as many as prove that no acknowledged
-    commit is missing.
+    mark; never without a majority of those that have data, unless it provably has everything, or
+    there are only two; and with synchronous replication only the most advanced of as many as prove
+    that no acknowledged commit is missing.
     """
     candidate = candidates[pod]
     if candidate.barred:

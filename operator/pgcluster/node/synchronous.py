@@ -77,6 +77,8 @@ class Synchronous:
         self._written: Quorum | None = None
         # Of the primary before, until enough standbys have what this one began with.
         self._inherited: tuple[Quorum, ...] = ()
+        # Who has streamed from here at some time, of those that are not about to be removed.
+        self._joined: set[str] = set()
 
     def inherit(self, quorums: tuple[Quorum, ...]) -> None:
         """This instance is about to be the primary after one with these."""
@@ -111,6 +113,7 @@ class Synchronous:
         """
         self._next = None
         self._inherited = ()
+        self._joined = set()
         wanted = as_primary(config, self._instance, joined(listed))
         changed = self._written != wanted
         self._written = wanted
@@ -126,8 +129,9 @@ class Synchronous:
 
         Whether the file is to be written anew and loaded.
         """
-        counted = None if self._loaded is None else self._loaded.members
-        wanted = target(config, self._instance, streaming, counted)
+        known = {*self._joined, *streaming, *(self._loaded.members if self._loaded else ())}
+        self._joined = known & set(as_primary(config, self._instance).members)
+        wanted = target(config, self._instance, streaming, self._joined)
         if len(set(wanted.members) & set(streaming)) >= wanted.standbys:
             # Whoever streams has all that this primary began with.
             self._inherited = ()

@@ -173,7 +173,7 @@ def test_instances_that_have_just_been_added_make_no_majority_and_need_none() ->
 
 
 def test_of_two_agents_with_another_idea_of_the_size_neither_elects_by_a_minority() -> None:
-    """Of those that have data, whoever elects has seen more than half, whatever is added to them."""
+    """Of those that have data, whoever elects has seen more than half, whoever is added."""
     for old, new in ((3, 5), (1, 3), (5, 3)):
         having = {f"shop-{n}": candidate(1, 10 + n) for n in range(old)}
         for seen in range(old + 1):

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from tests.e2e import nodes, processes
-from tests.e2e.world import World
+from tests.e2e.world import INSTANCES, World
 
 Heal = Callable[[], None]
 
@@ -40,6 +40,15 @@ def _cut_node_off(world: World, primary: str) -> Heal:
     node = _postgres(world, primary).node
     nodes.cut(node)
     return lambda: nodes.heal(node)
+
+
+def _scale_out(world: World, _: str) -> Heal:
+    """Two standbys are cloned while the application writes; they go again afterwards."""
+    cluster = world.cluster
+    cluster.change({"instances": INSTANCES + 2})
+    return lambda: cluster.kubectl.patch(
+        "pgcluster", cluster.name, {"spec": {"instances": INSTANCES}}
+    )
 
 
 def _postgres(world: World, pod: str) -> processes.Container:
@@ -76,5 +85,6 @@ CASES = {
         Case("pod-delete-force", "pod deleted by force", "restart", _delete_by_force),
         Case("node-off", "node switched off", "restart", _switch_node_off),
         Case("node-cut", "node cut off", "restart", _cut_node_off),
+        Case("scale-out", "two standbys added and removed again", "restart", _scale_out),
     )
 }

@@ -170,3 +170,11 @@ def test_a_held_lease_is_never_taken(
         assert holder in ("", ME) or age_s > 6.0
         assert timeline >= AT.timeline
         assert not leaving
+
+
+def test_an_instance_that_is_held_is_denied_but_not_one_that_holds_the_lease() -> None:
+    held = replace(FACTS, held="spec.maintenance names this instance")
+    decision = decide_gate(held)
+    assert isinstance(decision, Deny)
+    assert decision.reason == held.held
+    assert isinstance(decide_gate(replace(held, holding=True)), Pass)

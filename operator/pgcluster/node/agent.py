@@ -191,7 +191,8 @@ class Agent:
         with contextlib.suppress(PgClusterError, TimeoutError):
             async with asyncio.timeout(2):
                 await self._reporter.write()
-        if was_primary and instance.config.instances > 1 and instance.config.failover.automatic:
+        succeeded = instance.config.instances > 1 and instance.config.hibernation is None
+        if was_primary and succeeded and instance.config.failover.automatic:
             await self._await_successor()
 
     async def _await_successor(self) -> None:

@@ -16,12 +16,13 @@ _SPARE_WALSENDERS = 4
 _MIB = 1 << 20
 
 
-def sized(config: ClusterConfig) -> dict[str, str]:
-    """The parameters that follow from the number of instances.
+def sized() -> dict[str, str]:
+    """The parameters that follow from how many instances there can ever be.
 
+    Not from how many there are: a change of these needs a restart, and so scaling would.
     Source: repmgr documentation, "Configuration of PostgreSQL".
     """
-    senders = max(10, 2 * config.instances + _SPARE_WALSENDERS)
+    senders = 2 * names.MAX_INSTANCES + _SPARE_WALSENDERS
     return {"max_wal_senders": str(senders), "max_replication_slots": str(senders)}
 
 
@@ -76,7 +77,7 @@ def parameters(config: ClusterConfig, *, instance: str, synchronous: str = "") -
     `synchronous` is what its commits are to wait for when it is the primary.
     """
     defaults = {
-        **sized(config),
+        **sized(),
         **wal_sized(config),
         "checkpoint_completion_target": "0.9",
         "log_checkpoints": "on",

@@ -336,6 +336,8 @@ def test_the_primary_hands_over_before_somebody_works_on_it() -> None:
     assert made.orders.maintenance == ("shop-2",)
     (wish,) = made.wishes
     assert (wish.cause, wish.avoid) == ("maintenance", {"shop-0", "shop-2"})
+    assert made.upkeep.refused is not None
+    assert made.upkeep.refused[0] == "InMaintenance", "it is not refused, it waits"
     world.holder, world.epoch = "shop-1", 4
     world.pods[:2] = [instance(0), instance(1, role="primary")]
     made = world.take()

@@ -12,8 +12,11 @@ from pgcluster.api.config import ClusterConfig
 from pgcluster.node import stopped
 from pgcluster.node.cloning import options
 from pgcluster.node.instance import Instance
+from pgcluster.node.metrics import Metrics
+from pgcluster.node.running import Running
 from pgcluster.node.start import Decision, StartFacts, Wait
 from pgcluster.node.stopped import Stopped
+from pgcluster.postgres.local import Observation
 from pgcluster.topology.lease import LeaseRecord, LeaseView, Mark
 
 CONFIG = ClusterConfig(name="shop", namespace="prod", uid="u", instances=3)
@@ -92,3 +95,30 @@ def test_a_clone_has_the_pace_that_the_spec_says() -> None:
     slow = CONFIG.model_copy(update={"clone_max_rate_bytes": 50 << 20})
     assert options(slow, None) == "--max-rate=51200"
     assert options(slow, Path("/wal/pg_wal-1")) == "--waldir=/wal/pg_wal-1 --max-rate=51200"
+
+
+class Standby(Shell):
+    """And those that the running half touches for a standby before it looks at the Lease."""
+
+    def __init__(self, *, holding: bool) -> None:
+        super().__init__(holder="shop-0", holding=holding)
+        self.promotion = SimpleNamespace(under_way=False)
+        self.server = SimpleNamespace(fence=SimpleNamespace(disarm=lambda: None))
+
+    async def hold(self, reason: str) -> None:
+        """Keep postgres down."""
+        self.said.append(reason)
+
+
+@pytest.mark.parametrize("holding", [False, True])
+async def test_a_running_standby_stops_when_it_is_held_unless_it_is_to_be_promoted(
+    monkeypatch: pytest.MonkeyPatch, *, holding: bool
+) -> None:
+    async def promote(_: Running, now_s: float) -> float:
+        return now_s
+
+    monkeypatch.setattr(Running, "_promote_when_due", promote)
+    shell = Standby(holding=holding)
+    running = Running(cast(Instance, shell), cast(Metrics, None))
+    await running._standby(cast(Observation, None))
+    assert bool(shell.said) != holding

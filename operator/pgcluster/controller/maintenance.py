@@ -16,7 +16,8 @@ from pgcluster.controller.wishes import Wish
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """`held` keep postgres down; `refused` says for whom not, and why: reason and message."""
+    """`held` keep postgres down; `refused` says for whom not, or not yet, and why: reason and
+    message."""
 
     held: tuple[str, ...] = ()
     wish: Wish | None = None
@@ -34,7 +35,7 @@ def plan(observed: Observed, cluster: PgCluster, now: datetime) -> Plan:
     before = told(observed).maintenance
     held: list[str] = []
     wish = None
-    refused = []
+    refused, waits = [], []
     for pod in asked:
         if pod not in [names.pod(cluster.name, n) for n in range(names.MAX_INSTANCES)]:
             refused.append(f"{pod} is no instance of this cluster")
@@ -43,15 +44,18 @@ def plan(observed: Observed, cluster: PgCluster, now: datetime) -> Plan:
                 refused.append(f"{pod} is the only instance, so that nobody can take over from it")
             else:
                 wish = _wish(observed, pod, asked, now)
-                refused.append(f"{pod} is the primary, and hands over first")
+                waits.append(f"{pod} is the primary, and hands over first")
         elif pod in before:
             held.append(pod)
         elif reason := _not_now(observed, cluster, {*held, *before, pod}):
             refused.append(f"{pod}: {reason}")
         else:
             held.append(pod)
-    message = "; ".join(refused)
-    return Plan(tuple(held), wish, (conditions.MAINTENANCE_REFUSED, message) if refused else None)
+    told_of = None
+    if refused or waits:
+        reason = conditions.MAINTENANCE_REFUSED if refused else conditions.IN_MAINTENANCE
+        told_of = (reason, "; ".join([*waits, *refused]))
+    return Plan(tuple(held), wish, told_of)
 
 
 def _wish(observed: Observed, pod: str, asked: Collection[str], now: datetime) -> Wish | None:

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pgcluster.api import names
 from tests.e2e import nodes, processes
 from tests.e2e.waiting import eventually
-from tests.e2e.world import World
+from tests.e2e.world import INSTANCES, World
 
 Heal = Callable[[], None]
 
@@ -78,6 +78,15 @@ def _cut_node_off(world: World, primary: str) -> Heal:
     return lambda: nodes.heal(node)
 
 
+def _scale_out(world: World, _: str) -> Heal:
+    """Two standbys are cloned while the application writes; they go again afterwards."""
+    cluster = world.cluster
+    cluster.change({"instances": INSTANCES + 2})
+    return lambda: cluster.kubectl.patch(
+        "pgcluster", cluster.name, {"spec": {"instances": INSTANCES}}
+    )
+
+
 def _postgres(world: World, pod: str) -> processes.Container:
     found = world.cluster.kubectl.json("get", "pod", pod)
     return processes.containers(found)["postgres"]
@@ -120,5 +129,6 @@ CASES = {
         ),
         Case("node-off", "node switched off", "restart", _switch_node_off),
         Case("node-cut", "node cut off", "restart", _cut_node_off),
+        Case("scale-out", "two standbys added and removed again", "restart", _scale_out),
     )
 }

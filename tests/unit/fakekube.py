@@ -119,9 +119,10 @@ class FakeKube:
         namespace: str | None = None,
         *,
         uid: str | None = None,
+        orphan: bool = False,
     ) -> None:
         path = (resource.plural, namespace or "", name)
-        self._write("delete", path)
+        self._write("delete/orphan" if orphan else "delete", path)
         if path in self.objects and uid in (None, self.objects[path]["metadata"]["uid"]):
             del self.objects[path]
 

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import contextlib
 import json
+from datetime import UTC, datetime, timedelta
 from typing import Any, cast
 
 import pytest
 
 from pgcluster.api import names
-from pgcluster.api.errors import PgClusterError
+from pgcluster.api.config import ClusterConfig
+from pgcluster.api.errors import PgClusterError, RetryError
 from pgcluster.api.reports import InstanceReport, PoolerReport
 from pgcluster.controller.metrics import Metrics
 from pgcluster.controller.observe import Key
@@ -28,7 +30,7 @@ from pgcluster.kube.resources import (
     STATEFUL_SETS,
     STORAGE_CLASSES,
 )
-from pgcluster.render.pgbouncer import parse_header
+from pgcluster.render.pgbouncer import content_hash, parse_header
 from tests.unit.fakekube import FakeKube
 
 SHOP = Key("test", "shop")
@@ -99,7 +101,10 @@ def run(kube: FakeKube, *, primary: str = "shop-0", epoch: int = 1, instances: i
     kube.put(PODS, pod("pool-1", names.COMPONENT_PGBOUNCER, "10.0.1.1", {}))
     reports = kube.find(CONFIG_MAPS, "shop-poolers")
     assert reports is not None
-    told = PoolerReport(pod="pool-1", ready=True, primary=primary, epoch=epoch)
+    applied = content_hash(section(kube))
+    told = PoolerReport(
+        pod="pool-1", ready=True, primary=primary, epoch=epoch, applied_hash=applied
+    )
     reports.setdefault("data", {})["pool-1"] = told.model_dump_json()
 
 
@@ -313,9 +318,99 @@ async def test_the_primary_is_not_scaled_away(kube: FakeKube) -> None:
     assert stateful_set is not None
     assert stateful_set["spec"]["replicas"] == 3
     assert "shop-2" in condition(kube, "Progressing")["message"]
-    run(kube, primary="shop-0", epoch=2, instances=3)
-    await reconcile(kube)
+    assert told(kube).remaining == 1
+    clock = Clock()
+    operator = reconciler(kube, clock)
+    for _ in range(3):
+        run(kube, primary="shop-0", epoch=2, instances=3)
+        await operator(SHOP)
+        clock.now_s += 10
     assert kube.find(STATEFUL_SETS, "shop")["spec"]["replicas"] == 1  # type: ignore[index]
+    assert (told(kube).instances, told(kube).remaining) == (1, None)
+
+
+def told(kube: FakeKube) -> ClusterConfig:
+    """What the agents are told."""
+    found = kube.find(CONFIG_MAPS, "shop-config")
+    assert found is not None
+    return ClusterConfig.model_validate_json(found["data"][names.CONFIG_KEY])
+
+
+async def test_a_cluster_sleeps_and_wakes_wherever_the_operator_is_cut_off(kube: FakeKube) -> None:
+    await ready_cluster(kube)
+    want(kube, hibernated=True)
+    kube.objects.pop(("pods", "test", "pool-1"))
+    await every_cut(kube)
+    assert kube.find(STATEFUL_SETS, "shop")["spec"]["replicas"] == 2  # type: ignore[index]
+    assert told(kube).hibernation == "shop-0"
+    held = InstanceReport(pod="shop-1", state="maintenance")
+    note = {names.ANNOTATION_INSTANCE: held.model_dump_json()}
+    kube.put(PODS, pod("shop-1", names.COMPONENT_POSTGRES, "10.0.0.1", note))
+    await every_cut(kube)
+    assert kube.find(STATEFUL_SETS, "shop")["spec"]["replicas"] == 0  # type: ignore[index]
+    assert kube.find(DEPLOYMENTS, "shop-pgbouncer")["spec"]["replicas"] == 0  # type: ignore[index]
+    for name in ("shop-0", "shop-1"):
+        kube.objects.pop(("pods", "test", name))
+    kube.find(LEASES, "shop-primary")["spec"]["holderIdentity"] = ""  # type: ignore[index]
+    await reconcile(kube)
+    ready = condition(kube, "Ready")
+    assert (ready["status"], ready["reason"]) == ("True", "Hibernated")
+    assert "shop-0" in ready["message"]
+    assert kube.find(PGCLUSTERS, "shop")["status"]["summary"] == "Hibernated"  # type: ignore[index]
+    assert await reconcile(kube) == []
+    want(kube)
+    await every_cut(kube)
+    assert kube.find(STATEFUL_SETS, "shop")["spec"]["replicas"] == 2  # type: ignore[index]
+    assert kube.find(DEPLOYMENTS, "shop-pgbouncer")["spec"]["replicas"] == 1  # type: ignore[index]
+    assert told(kube).hibernation == "shop-0"
+    run(kube, epoch=2)
+    await reconcile(kube)
+    assert told(kube).hibernation is None
+
+
+async def every_cut(kube: FakeKube) -> None:
+    """Reconcile, each time by a new operator that is cut off one write later, to the end."""
+    for number in range(4):
+        kube.dies_after = len(kube.writes) + number
+        with contextlib.suppress(PgClusterError):
+            await reconcile(kube)
+    kube.dies_after = None
+    await reconcile(kube)
+
+
+async def test_an_instance_in_maintenance_is_told_and_not_missed(kube: FakeKube) -> None:
+    await ready_cluster(kube)
+    want(kube, maintenance=[{"instance": "shop-1", "reason": "a look at its disk"}])
+    await reconcile(kube)
+    assert told(kube).maintenance == ("shop-1",)
+    held = InstanceReport(pod="shop-1", state="maintenance")
+    note = {names.ANNOTATION_INSTANCE: held.model_dump_json()}
+    made = pod("shop-1", names.COMPONENT_POSTGRES, "10.0.0.1", note)
+    made["status"]["conditions"][0]["status"] = "False"
+    kube.put(PODS, made)
+    await reconcile(kube)
+    assert condition(kube, "Ready")["status"] == "True"
+    assert "a look at its disk" in condition(kube, "Maintenance")["message"]
+    want(kube)
+    await reconcile(kube)
+    assert told(kube).maintenance == ()
+    assert condition(kube, "Ready")["status"] == "False"
+
+
+async def test_paused_certificates_are_renewed_all_the_same(kube: FakeKube) -> None:
+    await ready_cluster(kube)
+    want(kube, paused=True)
+    operator = Reconciler(
+        cast(KubeClient, kube),
+        Metrics(),
+        CATALOG,
+        identity="test",
+        today=lambda: datetime.now(UTC) + timedelta(days=3650),
+    )
+    before = len(kube.writes)
+    await operator(SHOP)
+    written = {write.split()[1] for write in kube.writes[before:]}
+    assert written == {"secrets/shop-ca", "secrets/shop-peers", "pgclusters/shop"}
 
 
 async def test_a_running_cluster_keeps_its_image(kube: FakeKube) -> None:
@@ -443,14 +538,77 @@ def roll(kube: FakeKube) -> None:
         made["metadata"]["annotations"][names.ANNOTATION_INPUTS] = "old"
 
 
-async def test_a_volume_that_shall_grow_leaves_the_fixed_template_alone(kube: FakeKube) -> None:
-    await reconcile(kube)
-    want(kube, storage={"size": "2Gi"})
-    await reconcile(kube)
+async def test_for_larger_volumes_the_stateful_set_is_made_anew_around_its_pods(
+    kube: FakeKube,
+) -> None:
+    await ready_cluster(kube)
+    want(kube, storage={"size": "2Gi"}, instances=1)
+    run(kube, primary="shop-1", epoch=2)
+    writes = await reconcile(kube)
+    assert "delete/orphan statefulsets/shop" in writes
+    writes += await reconcile(kube)
+    assert [write for write in writes if write.startswith("delete ")] == []
     stateful_set = kube.find(STATEFUL_SETS, "shop")
     assert stateful_set is not None
     claim = stateful_set["spec"]["volumeClaimTemplates"][0]
-    assert claim["spec"]["resources"]["requests"]["storage"] == "1Gi"
+    assert claim["spec"]["resources"]["requests"]["storage"] == "2Gi"
+    assert stateful_set["spec"]["replicas"] == 2, "the primary is not removed by the way"
+
+
+async def test_a_stateful_set_that_is_going_is_waited_for(kube: FakeKube) -> None:
+    await ready_cluster(kube)
+    going = kube.find(STATEFUL_SETS, "shop")
+    assert going is not None
+    going["metadata"]["deletionTimestamp"] = "2026-05-01T10:00:00Z"
+    with pytest.raises(RetryError):
+        await reconcile(kube)
+
+
+async def test_a_volume_that_cannot_grow_stalls_and_says_what_to_do(kube: FakeKube) -> None:
+    await ready_cluster(kube)
+    put_claims(kube, ("data-shop-0", "1Gi"))
+    want(kube, storage={"size": "2Gi"})
+    writes = await reconcile(kube)
+    assert [write for write in writes if "claims/" in write] == []
+    stalled = condition(kube, "Stalled")
+    assert (stalled["status"], stalled["reason"]) == ("True", "VolumeGrowthRefused")
+    assert "allowVolumeExpansion" in stalled["message"]
+
+
+def put_claims(kube: FakeKube, *claims: tuple[str, str]) -> None:
+    for name, size in claims:
+        labels = {names.LABEL_CLUSTER: "shop"}
+        spec = {"storageClassName": "standard", "resources": {"requests": {"storage": size}}}
+        metadata = {"name": name, "namespace": "test", "labels": labels}
+        kube.put(PVCS, {"metadata": metadata, "spec": spec})
+
+
+async def test_volumes_of_removed_instances_go_only_where_the_spec_says_so(kube: FakeKube) -> None:
+    await ready_cluster(kube)
+    put_claims(kube, ("data-shop-1", "1Gi"), ("data-shop-2", "1Gi"))
+    live = kube.find(STATEFUL_SETS, "shop")
+    assert live is not None
+    live["status"] = {"observedGeneration": live["metadata"]["generation"], "replicas": 2}
+    assert await reconcile(kube) == []
+    want(kube, storage={"size": "1Gi", "whenScaled": "Delete"})
+    writes = await reconcile(kube)
+    assert [write for write in writes if write.startswith("delete")] == [
+        "delete persistentvolumeclaims/data-shop-2"
+    ]
+
+
+async def test_volumes_that_go_with_the_pgcluster_are_its_own(kube: FakeKube) -> None:
+    await ready_cluster(kube)
+    put_claims(kube, ("data-shop-0", "1Gi"))
+    want(kube, storage={"size": "1Gi", "whenDeleted": "Delete"})
+    await reconcile(kube)
+    claim = kube.find(PVCS, "data-shop-0")
+    assert claim is not None
+    assert [owner["kind"] for owner in claim["metadata"]["ownerReferences"]] == ["PgCluster"]
+    assert await reconcile(kube) == []
+    want(kube)
+    await reconcile(kube)
+    assert not kube.find(PVCS, "data-shop-0")["metadata"]["ownerReferences"]  # type: ignore[index]
 
 
 def section(kube: FakeKube) -> str:
@@ -610,11 +768,8 @@ async def test_a_stuck_pod_of_an_earlier_template_is_replaced(kube: FakeKube) ->
 
 async def test_a_volume_that_shall_grow_grows_by_its_claim(kube: FakeKube) -> None:
     await reconcile(kube)
-    for name, size in (("data-shop-0", "1Gi"), ("data-shop-1", "3Gi"), ("data-shop-x-0", "1Gi")):
-        labels = {names.LABEL_CLUSTER: "shop"}
-        requests = {"resources": {"requests": {"storage": size}}}
-        metadata = {"name": name, "namespace": "test", "labels": labels}
-        kube.put(PVCS, {"metadata": metadata, "spec": requests})
+    kube.find(STORAGE_CLASSES, "standard", "")["allowVolumeExpansion"] = True  # type: ignore[index]
+    put_claims(kube, ("data-shop-0", "1Gi"), ("data-shop-1", "3Gi"), ("data-shop-x-0", "1Gi"))
     want(kube, storage={"size": "2Gi"})
     writes = await reconcile(kube)
     assert [write for write in writes if "claims/" in write] == [
@@ -623,4 +778,5 @@ async def test_a_volume_that_shall_grow_grows_by_its_claim(kube: FakeKube) -> No
     claim = kube.find(PVCS, "data-shop-0")
     assert claim is not None
     assert claim["spec"]["resources"]["requests"]["storage"] == "2Gi"
+    assert await reconcile(kube) == ["apply statefulsets/shop"], "it makes larger ones from now on"
     assert await reconcile(kube) == []

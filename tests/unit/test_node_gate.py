@@ -203,3 +203,11 @@ def test_a_lease_that_is_handed_over_is_left_to_its_successor_for_a_while() -> N
 
 def test_a_handover_without_a_name_is_anybodys() -> None:
     assert isinstance(decide_gate(replace(FACTS, lease=handed_over(None))), Take)
+
+
+def test_an_instance_that_is_held_is_denied_but_not_one_that_holds_the_lease() -> None:
+    held = replace(FACTS, held="spec.maintenance names this instance")
+    decision = decide_gate(held)
+    assert isinstance(decision, Deny)
+    assert decision.reason == held.held
+    assert isinstance(decide_gate(replace(held, holding=True)), Pass)

@@ -148,18 +148,40 @@ def test_the_end_of_a_container_is_known_by_its_own_word() -> None:
     assert not ended({"metadata": {}}, "word 1", for_good=False)
 
 
-def test_barred_foreign_and_empty_instances_count_but_are_not_chosen() -> None:
+def test_barred_and_foreign_instances_count_but_are_not_chosen() -> None:
     chosen = run(
         {
             "shop-0": candidate(9, 9, barred=True),
             "shop-1": candidate(9, 9, system="666"),
-            "shop-2": Candidate(None, None),
             "shop-3": candidate(1, 1),
         },
         members=5,
     )
     assert isinstance(chosen, Elected)
     assert chosen.pod == "shop-3"
+
+
+def test_instances_that_have_just_been_added_make_no_majority_and_need_none() -> None:
+    empty = Candidate(None, None)
+    added = {"shop-3": empty, "shop-4": empty}
+    alone = run({"shop-0": candidate(1, 1), **added}, members=5)
+    assert isinstance(alone, NoElection), "one of three has the data, though three of five answer"
+    assert "1 of 3" in alone.reason
+    chosen = run({"shop-0": candidate(1, 1), "shop-1": candidate(1, 2), **added}, members=5)
+    assert isinstance(chosen, Elected)
+    assert chosen.pod == "shop-1"
+
+
+def test_of_two_agents_with_another_idea_of_the_size_neither_elects_by_a_minority() -> None:
+    """Of those that have data, whoever elects has seen more than half, whoever is added."""
+    for old, new in ((3, 5), (1, 3), (5, 3)):
+        having = {f"shop-{n}": candidate(1, 10 + n) for n in range(old)}
+        for seen in range(old + 1):
+            for pods in itertools.combinations(having, seen):
+                answering = {pod: having[pod] for pod in pods}
+                answering |= {f"shop-{n}": Candidate(None, None) for n in range(old, new)}
+                if isinstance(run(answering, members=max(old, new)), Elected):
+                    assert seen * 2 > old, (old, new, pods)
 
 
 def test_nobody_below_the_mark_is_chosen_and_the_reason_says_so() -> None:

@@ -17,6 +17,7 @@ READY = "Ready"  # all that was asked for is there
 PROGRESSING = "Progressing"  # a change is under way
 DEGRADED = "Degraded"  # it serves, but something is missing
 STALLED = "Stalled"  # only a change of the spec or of the world helps
+MAINTENANCE = "Maintenance"  # instances that somebody works on; there only while there are any
 
 # Reasons: stable identifiers, documented in docs/reference.md.
 ALL_READY = "AllReady"
@@ -34,6 +35,15 @@ UNSCHEDULABLE = "Unschedulable"
 CRASH_LOOP = "CrashLoop"
 FOREIGN_DATA = "ForeignData"
 SCALE_REFUSED = "ScaleRefused"
+SCALING = "Scaling"
+VOLUME_GROWTH_REFUSED = "VolumeGrowthRefused"
+VOLUME_RESIZING = "VolumeResizing"
+HIBERNATED = "Hibernated"
+HIBERNATING = "Hibernating"
+HIBERNATE_REFUSED = "HibernateRefused"
+WAKING = "Waking"
+IN_MAINTENANCE = "InMaintenance"
+MAINTENANCE_REFUSED = "MaintenanceRefused"
 ROLLOUT_PENDING = "RolloutPending"
 SWITCHING_OVER = "SwitchingOver"
 SWITCHOVER_REFUSED = "SwitchoverRefused"

@@ -7,6 +7,7 @@ Durations are seconds, sizes are bytes.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Literal
 
 from pydantic import BaseModel, ConfigDict
@@ -97,6 +98,23 @@ class RestartConfig(_Document):
     request: str
 
 
+@dataclass(frozen=True, slots=True)
+class Orders:
+    """What the operator decides from what it sees, and the agents are told beside the spec.
+
+    The fields are those of ClusterConfig.
+    """
+
+    remaining: int | None = None
+    maintenance: tuple[str, ...] = ()
+    hibernation: str | None = None
+    switchover: SwitchoverConfig | None = None
+    restart: RestartConfig | None = None
+
+
+NO_ORDERS = Orders()
+
+
 class ClusterConfig(_Document):
     """Everything of a PgCluster that an agent needs, without one API call."""
 
@@ -124,5 +142,28 @@ class ClusterConfig(_Document):
     restart: RestartConfig | None = None
     # Identity of `parameters`, which an instance repeats in its report when it has loaded them.
     settings: str = ""
+    # How many instances will be left when those of higher ordinals have been removed; these are
+    # there until no commit waits for them and nobody reads from them. None: all stay.
+    remaining: int | None = None
+    # Pods of instances that somebody works on: postgres stays down there.
+    maintenance: tuple[str, ...] = ()
+    # Pod of the primary with which the cluster is put to sleep or woken: the others stay down.
+    hibernation: str | None = None
+    # pg_basebackup's --max-rate for a clone, and how many clones a primary serves at a time.
+    clone_max_rate_bytes: int | None = None
+    max_clones: int = 2
     # Known to the operator from status: protects a cluster whose Lease object was deleted.
     system_identifier: str | None = None
+
+    @property
+    def staying(self) -> int:
+        """How many instances are not about to be removed."""
+        return self.instances if self.remaining is None else min(self.remaining, self.instances)
+
+    def held(self, pod: str) -> str | None:
+        """Why an instance that is not the primary keeps postgres down; None where it does not."""
+        if pod in self.maintenance:
+            return "spec.maintenance names this instance: postgres stays down"
+        if self.hibernation not in (None, pod):
+            return f"postgres stays down until {self.hibernation}, the primary, is there"
+        return None

@@ -114,6 +114,10 @@ class Storage(Model):
     """StorageClass of the volumes. Default: the cluster's default class."""
     wal_size: Quantity | None = None
     """Size of a volume of its own for the write-ahead log. Default: WAL lives on the data volume."""
+    when_scaled: Literal["Retain", "Delete"] = "Retain"
+    """What becomes of the volumes of instances that are removed by a smaller `spec.instances`: `Retain` keeps them, and a later instance of that name goes on with what is there; `Delete` deletes them once their pods are gone, also those that were kept earlier. Default: Retain."""
+    when_deleted: Literal["Retain", "Delete"] = "Retain"
+    """What becomes of all volumes when the PgCluster is deleted. Default: Retain: a new PgCluster of that name goes on with the data."""
 
 
 class Synchronous(Model):
@@ -130,11 +134,26 @@ class Synchronous(Model):
 class Replication(Model):
     """Replication between the instances."""
 
+    rules = (
+        Rule(
+            "!has(self.cloneMaxRate) || (quantity(string(self.cloneMaxRate)).compareTo("
+            "quantity('32Ki')) >= 0 && quantity(string(self.cloneMaxRate)).compareTo("
+            "quantity('1Gi')) <= 0)",
+            "spec.replication.cloneMaxRate must be between 32Ki and 1Gi, which is what"
+            " pg_basebackup takes",
+            ".cloneMaxRate",
+        ),
+    )
+
     synchronous: Synchronous = Synchronous()
     """Whether a commit waits until standbys have it on disk."""
 
     max_slot_wal_keep_size: Quantity | None = None
     """How much WAL a standby that is away may hold back on the primary before it has to be cloned anew, which it does by itself. Default: half of `spec.storage.walSize`, or a quarter of `spec.storage.size` where WAL lives on the data volume: an absent standby must not fill the primary's."""
+    clone_max_rate: Quantity | None = None
+    """How many bytes a second a new standby may take from the primary while it is cloned, such as 50Mi; between 32Ki and 1Gi. Default: no limit."""
+    max_clones: int = Field(default=2, ge=1, le=names.MAX_INSTANCES - 1)
+    """How many standbys are cloned from the primary at a time; the others wait for their turn. Default: 2."""
 
 
 class LeaseTiming(Model):
@@ -269,6 +288,15 @@ class InheritedMetadata(Model):
     """Annotations for every object of the cluster."""
 
 
+class Maintenance(Model):
+    """One instance that somebody works on."""
+
+    instance: ObjectName
+    """Pod of the instance."""
+    reason: Line | None = None
+    """Why, for whoever reads the status."""
+
+
 def _or_default(path: str, default: str) -> tuple[str, str]:
     """A CEL expression for `self.postgres.<path>` or its default, now and before.
 
@@ -364,7 +392,11 @@ class PgClusterSpec(Model):
     inherited_metadata: InheritedMetadata = InheritedMetadata()
     """What every object of the cluster carries in addition."""
     paused: bool = False
-    """While true, the operator changes nothing and only reports. Failover goes on by itself. Default: false."""
+    """While true, the operator changes nothing and only reports. Failover goes on by itself, and so does the renewal of certificates. Default: false."""
+    hibernated: bool = False
+    """While true, no pods run and the volumes are kept. Put to sleep in order, the primary last, and woken with the same primary. Default: false."""
+    maintenance: tuple[Maintenance, ...] = list_map("instance", max_items=names.MAX_INSTANCES)
+    """Instances that somebody works on: their pods run without postgres, and nobody elects, starts or counts on them. A primary hands over first. Taken out of the list, an instance rejoins by itself."""
 
     @property
     def application(self) -> Database:
@@ -383,7 +415,7 @@ class Member(Model):
     role: str | None = None
     """`primary` or `standby`."""
     state: str = "unknown"
-    """What it is doing: waiting, bootstrapping, cloning, rewinding, starting, running, promoting, stopping, fenced, refused, or unknown."""
+    """What it is doing: waiting, bootstrapping, cloning, rewinding, starting, running, promoting, stopping, fenced, maintenance, refused, or unknown."""
     reason: str | None = None
     """Why, in a sentence."""
     ready: bool = False
@@ -490,7 +522,7 @@ class PgClusterStatus(Model):
     observed_generation: int | None = None
     """Generation of the spec that this status is about."""
     conditions: tuple[Condition, ...] = list_map("type", max_items=20)
-    """Ready, Progressing, Degraded, Stalled: each with a reason and a message."""
+    """Ready, Progressing, Degraded, Stalled, and Maintenance while there is any: each with a reason and a message."""
     summary: str | None = None
     """One word: what kubectl get shows."""
     primary: str | None = None
@@ -613,11 +645,11 @@ def to_config(
     cluster: PgCluster,
     *,
     system_identifier: str | None,
-    restart: agents.RestartConfig | None = None,
-    switchover: agents.SwitchoverConfig | None = None,
+    orders: agents.Orders = agents.NO_ORDERS,
 ) -> agents.ClusterConfig:
     """What the agents need to know of the cluster."""
     spec = cluster.spec
+    rate = spec.replication.clone_max_rate
     keep = spec.replication.max_slot_wal_keep_size
     synchronous = spec.replication.synchronous
     forced = spec.failover.force_promotion
@@ -676,8 +708,13 @@ def to_config(
         ),
         read_only_pool=spec.pgbouncer.read_only_pool,
         paused=spec.paused,
-        switchover=switchover,
-        restart=restart,
+        switchover=orders.switchover,
+        restart=orders.restart,
         settings=settings_of(cluster),
+        remaining=orders.remaining,
+        maintenance=orders.maintenance,
+        hibernation=orders.hibernation,
+        clone_max_rate_bytes=None if rate is None else parse_bytes(rate),
+        max_clones=spec.replication.max_clones,
         system_identifier=system_identifier,
     )

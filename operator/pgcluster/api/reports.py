@@ -23,6 +23,7 @@ InstanceState = Literal[
     "promoting",
     "stopping",
     "fenced",  # it may not write and postgres was stopped for that
+    "maintenance",  # postgres is kept down, for somebody's work or the cluster's sleep
     "refused",  # foreign data on the volume: nothing is touched
 ]
 

@@ -28,8 +28,11 @@ class Repair:
     reason: str
 
 
-def target(observed: Observed) -> render.PoolTarget | None:
-    """Where the pools are to point; None while no instance is the primary for certain."""
+def target(observed: Observed, *, staying: int) -> render.PoolTarget | None:
+    """Where the pools are to point; None while no instance is the primary for certain.
+
+    Nobody reads from instances past the first `staying`: they are about to be removed.
+    """
     primary = observed.primary
     if primary is None or primary.address is None:
         return None
@@ -39,7 +42,10 @@ def target(observed: Observed) -> render.PoolTarget | None:
     standbys = tuple(
         pod.address
         for pod in observed.pods
-        if pod.address and pod.name != primary.name and reads(pod.manifest, report.streaming)
+        if pod.address
+        and pod.name != primary.name
+        and names.ordinal(pod.name) < staying
+        and reads(pod.manifest, report.streaming)
     )
     return render.PoolTarget(
         primary=primary.name,
@@ -54,7 +60,7 @@ def repair(observed: Observed, config: ClusterConfig) -> Repair | None:
     """What to write into the section, if anything. Pure."""
     live = observed.child(CONFIG_MAPS, names.config_map_pgbouncer(observed.key.name))
     text = ((live or {}).get("data") or {}).get(names.DATABASES_KEY)
-    wanted = target(observed)
+    wanted = target(observed, staying=config.staying)
     if text is None:
         return Repair(render.databases_ini(config, wanted), True, "there is none")
     if wanted is None:

@@ -7,14 +7,14 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 
 import pydantic
 
 from pgcluster.api import conditions, names
-from pgcluster.api.config import SwitchoverConfig
+from pgcluster.api.config import Orders
 from pgcluster.api.errors import BlockedError, RetryError
 from pgcluster.api.models import PgCluster, to_config
 from pgcluster.api.validation import check
@@ -24,21 +24,22 @@ from pgcluster.controller import (
     rollout,
     scale,
     serving,
+    shape,
     status,
     switchover,
-    volumes,
 )
 from pgcluster.controller.apply import Applier
 from pgcluster.controller.metrics import Metrics
 from pgcluster.controller.observe import Key, Observed, observe
+from pgcluster.controller.orders import told
 from pgcluster.controller.prerequisites import Catalog, check_storage_class, images_of, newer
+from pgcluster.controller.storage import Storage
 from pgcluster.controller.tell import tell
 from pgcluster.kube.client import KubeClient, Manifest
 from pgcluster.kube.errors import Conflict, Forbidden, Invalid, NotFound
 from pgcluster.kube.resources import (
     CONFIG_MAPS,
     PODS,
-    PVCS,
     STATEFUL_SETS,
 )
 from pgcluster.render import cluster as render_cluster
@@ -54,6 +55,8 @@ _UNSETTLED_S = 15.0
 _REPAIR_AFTER_S = 4.0
 # Each step of a rolling change is seen by an event; this is for one that got lost.
 _ROLLING_S = 5.0
+# What the Lease lists, and what the poolers have applied, is not watched.
+_STEP_S = 1.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,6 +65,25 @@ class Result:
 
     outcome: str  # done, blocked
     again_s: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class _Plans:
+    """What is to be done next: of the cluster's shape, of a rolling change, of a switchover."""
+
+    shape: shape.Shape
+    rolling: rollout.Plan
+    switchover: switchover.Decision
+
+    @property
+    def orders(self) -> Orders:
+        """What the agents are told beside the spec."""
+        step = self.rolling.step
+        return replace(
+            self.shape.orders,
+            switchover=self.switchover.order,
+            restart=step.config if isinstance(step, rollout.Restart) else None,
+        )
 
 
 class Reconciler:
@@ -120,25 +142,26 @@ class Reconciler:
     ) -> tuple[status.Outcome, float | None]:
         images = None
         pending = None
-        rolling = None
-        changing = None
+        plans: _Plans | None = None
         again_s = None
+        acts = blocked is None and not cluster.spec.paused
+        live_set = observed.child(STATEFUL_SETS, names.statefulset(cluster.name))
+        wanted = shape.plan(observed, cluster, live_set, self._today())
         try:
             if not cluster.spec.paused:
                 # First: clients are waiting, and a spec that cannot be acted on changes nothing.
                 await self._serve(observed)
             images = images_of(observed, cluster, self._catalog)
             if blocked is None:
-                plan, changing = self._plan(observed, cluster)
-                again_s = changing.again_s
-                if not cluster.spec.paused:
-                    rolling = plan
-                    pending, later_s = await self._write(
-                        observed, cluster, images, rolling, changing.order
-                    )
-                    rolls = not isinstance(rolling.step, rollout.Nothing)
-                    waits = (again_s, later_s, _ROLLING_S if rolls else None)
-                    again_s = min((s for s in waits if s is not None), default=None)
+                plans = self._plan(observed, cluster, live_set, wanted)
+                again_s = plans.switchover.again_s
+            if plans is not None and acts:
+                pending, later_s = await self._write(observed, cluster, images, plans)
+                again_s = _sooner(again_s, later_s)
+            elif live_set is not None:
+                # Certificates expire, whoever keeps their hands off.
+                applier = Applier(self._client, observed)
+                await self._certify(observed, cluster, applier)
         except BlockedError as error:
             blocked = (error.reason, str(error))
         except (Invalid, Forbidden) as error:
@@ -149,28 +172,38 @@ class Reconciler:
                 pgbouncer_image=images.pgbouncer if images else None,
                 blocked=blocked,
                 pending=pending,
-                rolling=rolling,
-                switchover=changing,
+                rolling=plans.rolling if plans and acts else None,
+                switchover=plans.switchover if plans else None,
                 newer_image=newer(cluster, images, self._catalog) if images else None,
+                asleep=wanted.sleep.asleep,
+                sleeping=wanted.sleep.step if acts else None,
+                held=wanted.upkeep.held if acts else told(observed).maintenance,
+                not_held=wanted.upkeep.refused if acts else None,
             ),
             again_s,
         )
 
     def _plan(
-        self, observed: Observed, cluster: PgCluster
-    ) -> tuple[rollout.Plan, switchover.Decision]:
-        """The next step of a rolling change, and of a switchover, which it may wish for."""
-        now = self._today()
-        known = status.known_status(observed)
+        self,
+        observed: Observed,
+        cluster: PgCluster,
+        live_set: Manifest | None,
+        wanted: shape.Shape,
+    ) -> _Plans:
+        """What to do next about all that changes a running cluster; one thing at a time."""
+        now, known = self._today(), status.known_status(observed)
         rolling = rollout.plan(
             observed,
-            cluster,
-            observed.child(STATEFUL_SETS, names.statefulset(cluster.name)),
-            handing_over=switchover.in_the_way(cluster, known),
+            shape.sized(cluster, wanted.size.instances),
+            live_set,
+            handing_over=wanted.in_the_way or switchover.in_the_way(cluster, known),
             now=now,
         )
-        wishes = [rolling.step.wish] if isinstance(rolling.step, rollout.HandOver) else []
-        return rolling, switchover.decide(observed, cluster, known, wishes, now=now)
+        wishes = list(wanted.wishes)
+        if isinstance(rolling.step, rollout.HandOver):
+            wishes.append(rolling.step.wish)
+        changing = switchover.decide(observed, cluster, known, wishes, now=now)
+        return _Plans(wanted, rolling, changing)
 
     async def _serve(self, observed: Observed) -> None:
         """Take silent poolers out of their Services, and bring them back."""
@@ -190,28 +223,39 @@ class Reconciler:
             to = "serves again" if change.serve else "leaves the Services"
             log.info("pooler %s %s: %s", change.pod, to, change.reason)
 
+    async def _certify(self, observed: Observed, cluster: PgCluster, applier: Applier) -> None:
+        issued = certificates.wanted(observed, cluster, self._today())
+        await applier.check(issued.manifests)
+        await certificates.write(self._client, applier, issued)
+
     async def _write(
         self,
         observed: Observed,
-        cluster: PgCluster,
+        asked: PgCluster,
         images: render_cluster.Images,
-        rolling: rollout.Plan,
-        order: SwitchoverConfig | None,
+        plans: _Plans,
     ) -> tuple[tuple[str, str] | None, float | None]:
         applier = Applier(self._client, observed)
-        live_set = observed.child(STATEFUL_SETS, names.statefulset(cluster.name))
-        replicas = scale.instances(observed, cluster.spec.instances, live_set)
-        step = rolling.step
+        wanted, step = plans.shape, plans.rolling.step
+        live_set = observed.child(STATEFUL_SETS, names.statefulset(asked.name))
+        if live_set is not None and "deletionTimestamp" in live_set["metadata"]:
+            raise RetryError("the StatefulSet is being deleted, and made anew then", delay_s=0.5)
+        cluster = shape.sized(asked, wanted.size.instances)
         rendered = render_cluster.manifests(
             cluster,
             images=images,
             system_identifier=observed.system_identifier,
-            restart=step.config if isinstance(step, rollout.Restart) else None,
-            switchover=order,
+            orders=plans.orders,
         )
         manifests = [
             serving.adjusted(
-                scale.adjusted(manifest, replicas=replicas.count, live=live_set), observed
+                scale.adjusted(
+                    manifest,
+                    replicas=wanted.size.replicas,
+                    live=live_set,
+                    poolers=wanted.sleep.poolers,
+                ),
+                observed,
             )
             for manifest in rendered
         ]
@@ -240,21 +284,31 @@ class Reconciler:
             except (Invalid, Forbidden) as error:
                 # One wrong field must not keep all the others from being brought in line.
                 refused.append(f"{manifest['kind']} {manifest['metadata']['name']}: {error}")
-        refused += await self._grow_volumes(observed, rendered, live_set)
+        stateful_set = next(made for made in rendered if made["kind"] == STATEFUL_SETS.kind)
+        storage = Storage(self._client, observed, asked)
+        await storage.see_to(stateful_set, live_set, instances=wanted.size.instances)
         await applier.delete_unwanted([*kept, *issued.manifests, *manifests])
-        again_s = await self._repair_pools(observed, cluster, applier)
+        again_s = await self._repair_pools(observed, cluster, applier, plans.orders)
         await self._prune_poolers(observed)
         await self._replace(observed, step, applier)
         if refused:
             raise BlockedError(
                 f"the API server refuses {'; '.join(refused)}", reason=conditions.API_REFUSED
             )
-        return replicas.refused, again_s
+        if await storage.remake(stateful_set, live_set):
+            again_s = _STEP_S
+        if storage.refused is not None:
+            raise BlockedError(storage.refused[1], reason=storage.refused[0])
+        if wanted.sleep.step or wanted.size.under_way or storage.pending:
+            again_s = _sooner(again_s, _STEP_S)
+        if not isinstance(step, rollout.Nothing):
+            again_s = _sooner(again_s, _ROLLING_S)
+        return wanted.pending or storage.pending, again_s
 
     async def _repair_pools(
-        self, observed: Observed, cluster: PgCluster, applier: Applier
+        self, observed: Observed, cluster: PgCluster, applier: Applier, orders: Orders
     ) -> float | None:
-        config = to_config(cluster, system_identifier=observed.system_identifier)
+        config = to_config(cluster, system_identifier=observed.system_identifier, orders=orders)
         repair = pools.repair(observed, config)
         if repair is None:
             self._wrong_since.pop(observed.key, None)
@@ -281,29 +335,6 @@ class Reconciler:
         log.info("wrote the pools' databases section: %s", repair.reason)
         return None
 
-    async def _grow_volumes(
-        self, observed: Observed, rendered: Iterable[Manifest], live_set: Manifest | None
-    ) -> list[str]:
-        """Ask for larger volumes where the spec does; returns what the API server refuses."""
-        wanted = next(made for made in rendered if made["kind"] == STATEFUL_SETS.kind)
-        if not volumes.changed(wanted, live_set):
-            return []
-        key = observed.key
-        selector = f"{names.LABEL_CLUSTER}={key.name}"
-        claims, _ = await self._client.list(PVCS, key.namespace, labels=selector)
-        refused = []
-        for growth in volumes.to_grow(wanted, claims, cluster=key.name):
-            patch = {"spec": {"resources": {"requests": {"storage": growth.size}}}}
-            try:
-                await self._client.merge_patch(
-                    PVCS, growth.claim, key.namespace, patch, manager=names.MANAGER_OPERATOR
-                )
-            except (Invalid, Forbidden) as error:
-                refused.append(f"PersistentVolumeClaim {growth.claim}: {error}")
-            else:
-                log.info("volume %s is to grow to %s", growth.claim, growth.size)
-        return refused
-
     async def _prune_poolers(self, observed: Observed) -> None:
         gone = pools.gone_poolers(observed)
         if not gone:
@@ -329,6 +360,10 @@ class Reconciler:
             return
         await self._client.delete(PODS, step.pod, observed.key.namespace, uid=step.uid or None)
         log.info("%s", step.reason)
+
+
+def _sooner(*moments_s: float | None) -> float | None:
+    return min((moment_s for moment_s in moments_s if moment_s is not None), default=None)
 
 
 def _version(manifest: Manifest) -> str:

@@ -15,6 +15,7 @@ from pgcluster.controller import failovers, problems, rollout, rows, switchover,
 from pgcluster.controller.observe import InstancePod, Observed
 
 Wanted = tuple[str, bool, str, str]
+Told = tuple[str, str]  # reason and message
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,6 +34,12 @@ class Outcome:
     switchover: switchover.Decision | None = None
     # An image of the instances that the operator offers.
     newer_image: str | None = None
+    # The pods were stopped, or are being so, as spec.hibernated asks.
+    asleep: Told | None = None
+    sleeping: Told | None = None
+    # Instances whose postgres is kept down for somebody, and why not all that were asked for.
+    held: tuple[str, ...] = ()
+    not_held: Told | None = None
 
 
 def known_status(observed: Observed) -> PgClusterStatus:
@@ -139,10 +146,10 @@ class _Situation:
     def _missing(self) -> tuple[str, str] | None:
         """What is missing while the primary serves: reason and message."""
         spec = self.cluster.spec if self.cluster else None
-        away = [member for member in self.members if not member.ready]
+        away = [x for x in self.members if not x.ready and x.pod not in self.outcome.held]
         instances = spec.instances if spec else len(self.members)
         if away or len(self.members) < instances:
-            ready = len(self.members) - len(away)
+            ready = sum(member.ready for member in self.members)
             texts = [f"{ready} of {instances} instances are ready"]
             texts += [f"{member.pod}: {_doing(member)}" for member in away]
             return c.INSTANCES_NOT_READY, "; ".join(texts)
@@ -156,6 +163,10 @@ class _Situation:
 
     def _readiness(self) -> tuple[bool, str, str]:
         """Condition Ready: status, reason, message."""
+        if self.outcome.asleep is not None:
+            return True, *self.outcome.asleep
+        if self.outcome.sleeping is not None:
+            return False, *self.outcome.sleeping
         if full := self._full_primary():
             return False, c.DISK_FULL, full
         if self.primary is None:
@@ -208,7 +219,22 @@ class _Situation:
             self._progressing(ready, reason, message),
             self._degraded(),
             self._stalled(),
+            *self._maintenance(),
         )
+
+    def _maintenance(self) -> tuple[Wanted, ...]:
+        entries = self.cluster.spec.maintenance if self.cluster else ()
+        if not entries:
+            return ()
+        why = {entry.instance: f" ({entry.reason})" if entry.reason else "" for entry in entries}
+        told = [
+            f"{pod}{why.get(pod, '')}: postgres is kept down, and the others do without it"
+            for pod in self.outcome.held
+        ]
+        if self.outcome.not_held is None:
+            return ((c.MAINTENANCE, True, c.IN_MAINTENANCE, "; ".join(told)),)
+        reason, message = self.outcome.not_held
+        return ((c.MAINTENANCE, bool(told), reason, "; ".join([*told, message])),)
 
     def _progressing(self, ready: bool, reason: str, message: str) -> Wanted:
         if self.cluster is not None and self.cluster.spec.paused:
@@ -290,6 +316,8 @@ class _Situation:
 
     def _degraded(self) -> Wanted:
         fine = (c.DEGRADED, False, c.SETTLED, "nothing is missing")
+        if self.outcome.asleep is not None:
+            return fine
         if self.primary is None:
             return c.DEGRADED, False, c.NO_PRIMARY, "it does not serve: see condition Ready"
         missing = self._missing()
@@ -336,6 +364,8 @@ class _Situation:
         ready, reason, _ = self._readiness()
         if self.outcome.blocked is not None:
             return self.outcome.blocked[0]
+        if self.outcome.asleep is not None or self.outcome.sleeping is not None:
+            return reason
         if ready:
             paused = self.cluster is not None and self.cluster.spec.paused
             return "Paused" if paused else "Degraded" if self._degraded()[1] else "Ready"

@@ -247,8 +247,12 @@ class KubeClient:
         uid: str | None = None,
         resource_version: str | None = None,
         grace_s: int | None = None,
+        orphan: bool = False,
     ) -> None:
-        """Delete an object (only that `uid` and `resource_version` if given); gone is fine."""
+        """Delete an object (only that `uid` and `resource_version` if given); gone is fine.
+
+        `orphan`: and leave all that it owns as it is.
+        """
         self.counted("delete", resource.plural)
         preconditions = {"uid": uid, "resourceVersion": resource_version}
         body: dict[str, Any] = {"apiVersion": "v1", "kind": "DeleteOptions"}
@@ -256,6 +260,8 @@ class KubeClient:
             body["preconditions"] = wanted
         if grace_s is not None:
             body["gracePeriodSeconds"] = grace_s
+        if orphan:
+            body["propagationPolicy"] = "Orphan"
         try:
             await self._request("DELETE", resource.path(namespace, name), body=body)
         except errors.NotFound:

@@ -222,7 +222,8 @@ class Agent:
         with contextlib.suppress(PgClusterError, TimeoutError):
             async with asyncio.timeout(2):
                 await self._reporter.write()
-        if was_primary and instance.config.instances > 1 and instance.config.failover.automatic:
+        succeeded = instance.config.instances > 1 and instance.config.hibernation is None
+        if was_primary and succeeded and instance.config.failover.automatic:
             await self._await_successor()
 
     async def _await_successor(self) -> None:
@@ -306,6 +307,8 @@ class Agent:
         if action == "stop":
             await instance.lease.release(handover=True)
             return True, ""
+        if (reason := instance.config.held(instance.me)) and not instance.lease.holding():
+            return False, reason
         instance.hands_off_until_s = 0.0
         if instance.rejoining and not instance.server.running:
             await instance.server.start(primary_until_s=None)

@@ -17,6 +17,7 @@ from pathlib import Path
 from pgcluster.api import names
 from pgcluster.api.config import ClusterConfig
 from pgcluster.api.errors import RetryError
+from pgcluster.node import cloning
 from pgcluster.node.files import write_atomically
 from pgcluster.node.space import place_for_clone
 from pgcluster.postgres.local import size_bytes
@@ -73,14 +74,20 @@ class DataDirectories:
 
     async def clone(self, host: str, *, progress: Callable[[str | None], None]) -> None:
         """Clone the server on `host` aside and swap it in when it is complete."""
+        async with cloning.turn(render_repmgr.conninfo(host), at_once=self._config().max_clones):
+            await self._clone(host, progress)
+        self._swap_in()
+
+    async def _clone(self, host: str, progress: Callable[[str | None], None]) -> None:
         config = self._config()
         await self._clear(self._new)
         await self._make_room(host)
         content = render_repmgr.repmgr_conf(
             config, instance=self._instance, data_directory=str(self._new)
         )
-        if waldir := await self._fresh_waldir():
-            content += f"pg_basebackup_options='--waldir={waldir}'\n"
+        options = cloning.options(config, await self._fresh_waldir())
+        if options:
+            content += f"pg_basebackup_options='{options}'\n"
         write_atomically(_CLONE_CONF, content)
         repmgr = Repmgr(render_repmgr.bindir(config.postgres_major), config=str(_CLONE_CONF))
         watching = asyncio.create_task(self._watch_progress(progress))
@@ -91,7 +98,6 @@ class DataDirectories:
             progress(None)
         if result.status != 0:
             raise RetryError(f"repmgr standby clone failed: {result.last_line}", delay_s=3)
-        self._swap_in()
 
     async def remove_aside(self) -> None:
         """Remove what a clone replaced; to be called once the clone streams."""

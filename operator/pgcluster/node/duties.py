@@ -121,7 +121,7 @@ class Duties:
         target = render_pgbouncer.PoolTarget(
             primary=self._me,
             primary_host=self._address,
-            standby_hosts=self._members.readable(self.streaming),
+            standby_hosts=self._members.readable(self.streaming, staying=config.staying),
             epoch=epoch,
             timeline=timeline,
         )

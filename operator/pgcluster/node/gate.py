@@ -35,6 +35,8 @@ class GateFacts:
     holder_ended: bool = False
     # Being deleted or shut down.
     leaving: bool = False
+    # Why postgres is to be kept down here, if so.
+    held: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,6 +81,8 @@ def decide_gate(facts: GateFacts) -> Pass | Take | Ask | Hold | Deny:
         return Deny("this instance is shutting down")
     if facts.holding:
         return Pass(f"{facts.me} holds the Lease")
+    if facts.held is not None:
+        return Deny(facts.held)
     lease = facts.lease
     if lease is None:
         return Hold("the Lease cannot be read")

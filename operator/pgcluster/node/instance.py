@@ -203,6 +203,7 @@ class Instance:
             exact=self.standing.exact,
             barred=self.leaving()
             or self.must_rejoin
+            or (self.config.held(self.me) is not None and not self.lease.holding())
             or self.standing.state in ("cloning", "rewinding", "refused", "fenced"),
         )
 
@@ -244,6 +245,12 @@ class Instance:
         # One that had to be killed has more than its control file tells.
         if was_primary and control is not None and control.clean:
             self.final_point = control.point
+
+    async def hold(self, reason: str) -> None:
+        """Keep postgres down, and leave the volume to whoever works on it."""
+        await self.stop_repmgrd()
+        await self.stop_postgres()
+        self.say("maintenance", reason)
 
     async def stop_at_once(self) -> None:
         """A stop that waits for nobody; the next start recovers."""

@@ -91,15 +91,18 @@ class Members:
         found = {pod: report_of(manifest) for pod, manifest in self._pods.items()}
         return {pod: report for pod, report in found.items() if report is not None}
 
-    def readable(self, streaming: Collection[str] | None) -> tuple[str, ...]:
+    def readable(self, streaming: Collection[str] | None, *, staying: int) -> tuple[str, ...]:
         """Addresses of the standbys that clients may read from, in the order of their names.
 
-        `streaming` are the pods that this primary sends WAL to; None while it cannot tell.
+        `streaming` are the pods that this primary sends WAL to; None while it cannot tell. Those
+        past the first `staying` are about to be removed.
         """
         return tuple(
             address
             for pod, address in sorted(self.addresses().items())
-            if pod != self._me and reads(self._pods[pod], streaming)
+            if pod != self._me
+            and names.ordinal(pod) < staying
+            and reads(self._pods[pod], streaming)
         )
 
     def labelled_primary(self) -> list[str]:

@@ -245,6 +245,7 @@ class Promotion:
             forced=config.failover.forced,
             holder_ended=ended,
             leaving=self._leaving(),
+            held=config.held(self._me),
         )
 
     def _has_ended(self, lease: LeaseView, now_s: float) -> bool:

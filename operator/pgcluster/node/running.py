@@ -177,7 +177,14 @@ class Running:
         now_s = monotonic_s()
         if instance.lease.holding():
             return await self._promote_when_due(now_s)
-        if instance.synchronous.follow(instance.config) and instance.write_configuration():
+        if reason := instance.config.held(instance.me):
+            log.info("stopping postgres: %s", reason)
+            await instance.hold(reason)
+            return 0.0
+        if (
+            instance.synchronous.follow(instance.config, lease.record.quorums)
+            and instance.write_configuration()
+        ):
             instance.reload()
         self._holding_since_s = None
         if lease.record.successor is not None:

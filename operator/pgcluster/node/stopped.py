@@ -53,12 +53,23 @@ class Stopped:
             instance.say("waiting", "postgres was stopped for a hand-over, or by a person")
             return 1.0
         instance.rest(await instance.server.control())
+        if (reason := self._held()) is not None:
+            instance.say("maintenance", reason)
+            return 1.0
         decision = decide_start(await self._facts())
         if decision.reason != instance.standing.reason:
             log.info("start: %s", decision.reason, extra={"decision": type(decision).__name__})
         if isinstance(decision, Wait | Refuse) and instance.lease.holding():
             await instance.lease.release()
         return await self._act(decision)
+
+    def _held(self) -> str | None:
+        """Why postgres stays down; never that of whoever holds the Lease, who is the primary."""
+        instance = self._instance
+        lease = instance.lease.view
+        if instance.lease.holding() or (lease is not None and lease.record.holder == instance.me):
+            return None
+        return instance.config.held(instance.me)
 
     # --- how it came to this ------------------------------------------------------------------
 

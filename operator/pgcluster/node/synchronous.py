@@ -19,24 +19,49 @@ from pgcluster.topology.quorum import Quorum
 log = logging.getLogger(__name__)
 
 
-def as_primary(config: ClusterConfig, instance: str) -> Quorum:
-    """What the commits of an instance are to wait for when it is the primary."""
+def as_primary(
+    config: ClusterConfig, instance: str, joined: Collection[str] | None = None
+) -> Quorum:
+    """What the commits of an instance are to wait for when it is the primary.
+
+    `joined` are the instances that have ever streamed; None: nobody knows, and all count.
+    """
     if config.synchronous.mode == "none":
         return Quorum(0)
-    instances = [names.pod(config.name, ordinal) for ordinal in range(config.instances)]
-    return quorum.wanted(config.synchronous.standbys, primary=instance, instances=instances)
+    instances = [names.pod(config.name, ordinal) for ordinal in range(config.staying)]
+    full = quorum.wanted(config.synchronous.standbys, primary=instance, instances=instances)
+    if joined is None:
+        return full
+    there = tuple(pod for pod in full.members if pod in joined)
+    return replace(full, members=there) if len(there) >= full.standbys else full
 
 
-def target(config: ClusterConfig, instance: str, streaming: Collection[str]) -> Quorum:
+def joined(listed: tuple[Quorum, ...] | None) -> frozenset[str] | None:
+    """Who has streamed at some time, by what the Lease lists; None where it does not tell."""
+    found = {pod for each in listed or () if each.standbys for pod in (each.primary, *each.members)}
+    return frozenset(found) or None
+
+
+def target(
+    config: ClusterConfig,
+    instance: str,
+    streaming: Collection[str],
+    counted: Collection[str] | None = None,
+) -> Quorum:
     """What the commits of a primary are to wait for now, with these standbys streaming from it.
 
-    Where they may not block they wait for as many standbys as there are, down to none.
+    Where they may not block they wait for as many standbys as there are, down to none. An instance
+    is a member from when it has first streamed: `counted` are the members so far. One that is still
+    cloned proves nothing, and as a member it would only keep the others from proving anything.
     """
     full = as_primary(config, instance)
+    if counted is not None:
+        there = tuple(pod for pod in full.members if pod in counted or pod in streaming)
+        full = replace(full, standbys=min(full.standbys, len(there)), members=there)
+        full = full if full.standbys else Quorum(0)
     if not config.synchronous.degrade or full.standbys == 0:
         return full
-    there = sum(pod in streaming for pod in full.members)
-    standbys = min(full.standbys, there)
+    standbys = min(full.standbys, sum(pod in streaming for pod in full.members))
     return replace(full, standbys=standbys) if standbys else Quorum(0)
 
 
@@ -52,6 +77,8 @@ class Synchronous:
         self._written: Quorum | None = None
         # Of the primary before, until enough standbys have what this one began with.
         self._inherited: tuple[Quorum, ...] = ()
+        # Who has streamed from here at some time, of those that are not about to be removed.
+        self._joined: set[str] = set()
 
     def inherit(self, quorums: tuple[Quorum, ...]) -> None:
         """This instance is about to be the primary after one with these."""
@@ -79,11 +106,15 @@ class Synchronous:
         self._loaded = None
         self._next = None
 
-    def follow(self, config: ClusterConfig) -> bool:
-        """As a standby: be ready to become the primary; whether the file is to be written anew."""
+    def follow(self, config: ClusterConfig, listed: tuple[Quorum, ...] | None) -> bool:
+        """As a standby: be ready to become the primary, with those that the Lease lists.
+
+        Whether the file is to be written anew.
+        """
         self._next = None
         self._inherited = ()
-        wanted = as_primary(config, self._instance)
+        self._joined = set()
+        wanted = as_primary(config, self._instance, joined(listed))
         changed = self._written != wanted
         self._written = wanted
         return changed
@@ -98,7 +129,9 @@ class Synchronous:
 
         Whether the file is to be written anew and loaded.
         """
-        wanted = target(config, self._instance, streaming)
+        known = {*self._joined, *streaming, *(self._loaded.members if self._loaded else ())}
+        self._joined = known & set(as_primary(config, self._instance).members)
+        wanted = target(config, self._instance, streaming, self._joined)
         if len(set(wanted.members) & set(streaming)) >= wanted.standbys:
             # Whoever streams has all that this primary began with.
             self._inherited = ()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from pgcluster.api.config import RestartConfig, SwitchoverConfig
+from pgcluster.api.config import NO_ORDERS, Orders
 from pgcluster.api.models import PgCluster
 from pgcluster.render.config import config_maps
 from pgcluster.render.deployment import deployment
@@ -28,19 +28,15 @@ def manifests(
     *,
     images: Images,
     system_identifier: str | None,
-    restart: RestartConfig | None = None,
-    switchover: SwitchoverConfig | None = None,
+    orders: Orders = NO_ORDERS,
 ) -> list[Manifest]:
     """Everything but the Secrets and the Lease, which are made once, and `databases.ini`.
 
-    `restart` is the leave for one instance to restart in place, `switchover` the order to hand
-    over.
+    `orders` are what the agents are told beside the spec.
     """
     made = [
         *rbac(cluster),
-        *config_maps(
-            cluster, system_identifier=system_identifier, restart=restart, switchover=switchover
-        ),
+        *config_maps(cluster, system_identifier=system_identifier, orders=orders),
         *services(cluster),
         *budgets(cluster),
         statefulset(cluster, image=images.postgres),

@@ -3,18 +3,14 @@
 from __future__ import annotations
 
 from pgcluster.api import names
-from pgcluster.api.config import RestartConfig, SwitchoverConfig
+from pgcluster.api.config import NO_ORDERS, Orders
 from pgcluster.api.models import PgCluster, to_config
 from pgcluster.render.metadata import Manifest, metadata
 from pgcluster.render.pgbouncer import pgbouncer_ini
 
 
 def config_maps(
-    cluster: PgCluster,
-    *,
-    system_identifier: str | None,
-    restart: RestartConfig | None = None,
-    switchover: SwitchoverConfig | None = None,
+    cluster: PgCluster, *, system_identifier: str | None, orders: Orders = NO_ORDERS
 ) -> list[Manifest]:
     """The three ConfigMaps, also where nobody pools: poolers may be added later.
 
@@ -22,9 +18,7 @@ def config_maps(
     and the reports to the poolers. Applying without a key leaves it as it is.
     """
     pools = cluster.spec.pgbouncer
-    document = to_config(
-        cluster, system_identifier=system_identifier, restart=restart, switchover=switchover
-    )
+    document = to_config(cluster, system_identifier=system_identifier, orders=orders)
     ini = pgbouncer_ini(pools.parameters, pool_mode=pools.pool_mode)
     return [
         _config_map(

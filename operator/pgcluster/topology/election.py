@@ -112,9 +112,9 @@ def unfit(pod: str, candidates: Mapping[str, Candidate], rules: Rules) -> str | 
     """Why an instance may not become primary, given all that answered; None where it may.
 
     Never one of a foreign system. Beyond that, unless a person has named it: never one below the
-    mark; never without a majority, unless it provably has everything, or there are only two; and
-    with synchronous replication only the most advanced of as many as prove that no acknowledged
-    commit is missing.
+    mark; never without a majority of those that have data, unless it provably has everything, or
+    there are only two; and with synchronous replication only the most advanced of as many as prove
+    that no acknowledged commit is missing.
     """
     candidate = candidates[pod]
     if candidate.barred:
@@ -130,8 +130,12 @@ def unfit(pod: str, candidates: Mapping[str, Candidate], rules: Rules) -> str | 
         return reason
     if complete(candidate.point, mark):
         return None
-    if len(candidates) * 2 <= rules.members and rules.members > 2:
-        return f"only {len(candidates)} of {rules.members} instances answer, a majority is needed"
+    # One that has no data yet, such as one that has just been added, is no voice for those who may
+    # have more: it neither makes up a majority, nor is one needed of it.
+    voices = sum(each.point is not None for each in candidates.values())
+    voters = rules.members - (len(candidates) - voices)
+    if voices * 2 <= voters and voters > 2:
+        return f"only {voices} of {voters} instances answer, a majority is needed"
     if not quorum.promises(rules.quorums):
         return None
     known = {

@@ -1,0 +1,45 @@
+"""When a wish for another primary is uttered again after it was refused or has failed. Pure.
+
+A request is done once, so another attempt is another request; the status remembers the last one.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+from pgcluster.controller.observe import Observed
+
+_FIRST_PAUSE_S = 15.0
+_LONGEST_PAUSE_S = 300.0
+
+
+def request(observed: Observed, prefix: str, now: datetime) -> str | None:
+    """The request for the next attempt of what `prefix` names; None while it is too early."""
+    last: Mapping[str, Any] = (observed.cluster.get("status") or {}).get("lastSwitchover") or {}
+    known, _, number = str(last.get("request") or "").rpartition("-")
+    if known != prefix or not number.isdecimal():
+        return f"{prefix}-1"
+    done = int(number)
+    if last.get("state") not in ("Refused", "Failed", "Succeeded"):
+        return f"{prefix}-{done}"
+    pause_s = min(_LONGEST_PAUSE_S, _FIRST_PAUSE_S * 2 ** min(done - 1, 10))
+    ended = _time(last.get("endedAt"))
+    if ended is not None and now < ended + timedelta(seconds=pause_s):
+        return None
+    return f"{prefix}-{done + 1}"
+
+
+def digest(*parts: object) -> str:
+    """A short identity of what a wish is about."""
+    return hashlib.sha256("\0".join(map(str, parts)).encode()).hexdigest()[:12]
+
+
+def _time(text: object) -> datetime | None:
+    try:
+        parsed = datetime.fromisoformat(str(text).replace("Z", "+00:00"))
+    except ValueError:
+        return None
+    return parsed if parsed.tzinfo else parsed.replace(tzinfo=UTC)

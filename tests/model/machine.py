@@ -56,6 +56,7 @@ class Process:
     owner: Any = None
     alive: bool = True
     frozen: bool = False
+    buried: bool = False
     signals: dict[signal.Signals, Callable[[], object]] = field(default_factory=dict)
     tasks: list[asyncio.Task[Any]] = field(default_factory=list)
     _due: list[_Due] = field(default_factory=list)
@@ -87,11 +88,11 @@ class Process:
 
     def kill(self) -> None:
         """It never runs again."""
-        self.alive = False
+        self.alive = self.buried
 
     def bury(self) -> None:
         """The end of the world: let its tasks be cancelled."""
-        self.alive = True
+        self.alive = self.buried = True
         for task in self.tasks:
             task.cancel()
         self.thaw()

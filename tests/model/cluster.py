@@ -210,7 +210,7 @@ class Cluster:
 
         def delay_s() -> float:
             chance = asking.chance
-            return 0.7 if chance.random() < 0.1 else chance.uniform(0.001, 0.05)
+            return 0.7 if chance.random() < 0.03 else chance.uniform(0.001, 0.05)
 
         def arrive() -> None:
             handler = there.peers.get(key)

@@ -10,8 +10,8 @@ import asyncio
 import contextlib
 import logging
 import re
-from collections.abc import Awaitable, Callable, Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
 from random import Random
 from typing import Any, Literal, get_args
 
@@ -50,6 +50,7 @@ Kind = Literal[
     "cut api",
     "mute",  # what it sends to the other instances is lost
     "deaf",  # what they send to it is lost
+    "apart",  # from the next instance alone
     "lag",  # its standby receives nothing
     "slow api",  # its requests, their answers and its watches take seconds
     "api away",  # for all
@@ -79,7 +80,7 @@ class Script:
     standbys: int = 0
     on_crash: Literal["restart", "failover"] = "restart"
     faults: tuple[Fault, ...] = ()
-    timing: LeaseConfig = LeaseConfig()
+    timing: LeaseConfig = field(default_factory=LeaseConfig)
     peace_s: float = 90.0
 
 
@@ -393,7 +394,7 @@ class Cluster:
                 at.begin()
             case "leave":
                 at.leave()
-                while at.leaving:
+                while at.leaving:  # noqa: ASYNC110 # in virtual time a look costs nothing
                     await asyncio.sleep(0.2)
                 await asyncio.sleep(lasts_s)
                 at.begin()
@@ -416,6 +417,9 @@ class Cluster:
                 stack.enter_context(self._without((at.name, other) for other in others))
             if kind in ("off", "cut", "deaf"):
                 stack.enter_context(self._without((other, at.name) for other in others))
+            if kind == "apart":
+                pod = names.pod(CLUSTER, (names.ordinal(at.name) + 1) % self.script.instances)
+                stack.enter_context(self._without([(at.name, pod), (pod, at.name)]))
             if kind in ("off", "cut", "cut api"):
                 at.api_cuts += 1
                 stack.callback(setattr_less, at, "api_cuts")
@@ -437,7 +441,7 @@ class Cluster:
             yield
 
     @contextlib.contextmanager
-    def _without(self, ways: Iterator[tuple[str, str]]) -> Iterator[None]:
+    def _without(self, ways: Iterable[tuple[str, str]]) -> Iterator[None]:
         cut = list(ways)
         for way in cut:
             self._cuts[way] = self._cuts.get(way, 0) + 1

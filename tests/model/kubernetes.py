@@ -262,9 +262,7 @@ class Client:
             error = raised
         self._loop.later(self._way.delay_s(self._chance), self._answer, answer, result, error)
 
-    def _answer(
-        self, answer: asyncio.Future[Any], result: object, error: Exception | None
-    ) -> None:
+    def _answer(self, answer: asyncio.Future[Any], result: object, error: Exception | None) -> None:
         if answer.done() or not self._way.open() or self._way.loses(self._chance):
             return
         if error is not None:

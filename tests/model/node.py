@@ -339,7 +339,7 @@ class Child:
         now_s = asyncio.get_running_loop().time
         deadline_s = now_s() + within_s
         await asyncio.sleep(here.chance.uniform(0.02, 0.4) if in_order else 0.005)
-        while server.alive and server.frozen and now_s() < deadline_s:
+        while server.alive and server.frozen and now_s() < deadline_s:  # noqa: ASYNC110
             await asyncio.sleep(0.1)
         if server.alive and in_order and not server.frozen:
             here.world.last_wal(here)

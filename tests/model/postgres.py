@@ -42,7 +42,7 @@ class Data:
     branches: tuple[Branch, ...] = (Branch(1, 0, 0),)
     state: str = _SHUT_DOWN
     # What the control file vouches for.
-    control: WalPoint = WalPoint(1, Lsn(0))
+    control: WalPoint = field(default_factory=lambda: WalPoint(1, Lsn(0)))
     # The timeline of its last checkpoint, which pg_rewind on others reads.
     settled: int = 1
     standby_signal: bool = False

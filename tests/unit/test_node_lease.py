@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from typing import Any
 
 import pytest
@@ -36,6 +36,8 @@ class Api(FakeKube):
 
     away = False
     mute = False
+    # Happens between a write and its answer.
+    meanwhile: Callable[[], Awaitable[None]] | None = None
 
     def _request(self) -> None:
         if self.away:
@@ -46,6 +48,9 @@ class Api(FakeKube):
         written = await super().replace(resource, manifest)
         if self.mute:
             await asyncio.sleep(3600)
+        meanwhile, self.meanwhile = self.meanwhile, None
+        if meanwhile is not None:
+            await meanwhile()
         return written
 
 
@@ -415,6 +420,47 @@ async def test_a_deleted_lease_is_taken_back_by_its_holder_and_by_nobody_else_at
     await second.look()
     assert second.view is not None
     assert second.view.record.holder == "shop-0"
+
+
+@pytest.mark.parametrize("request_of", ["renewal", "taking", "reservation"])
+async def test_an_answer_that_comes_after_the_loss_takes_nothing_back(
+    api: Api, clock: Clock, request_of: str
+) -> None:
+    """The whole instance stood still; on its wake the watch was faster than the answer."""
+    first, second, _ = await members(api)
+
+    async def taken_over() -> None:
+        await second.look()
+        clock.now_s += 7
+        assert await second.take()
+        await first.look()
+
+    api.meanwhile = taken_over
+    if request_of == "renewal":
+        await first.renew()
+    elif request_of == "taking":
+        assert not await first.take()
+    else:
+        assert await first.reserve(2) is None
+    assert first.valid_until_s is None
+    await first.renew()
+    assert second.holding()
+    await second.look()
+    assert second.holding(), "nobody took it from there"
+
+
+async def test_a_lease_made_again_is_not_taken_back_from_who_has_it_by_then(
+    api: Api, clock: Clock
+) -> None:
+    first, second, _ = await members(api)
+    put_lease(api, uid="second", epoch=2, holder="shop-1")
+    clock.now_s += 20
+    await first.look()
+    assert first.valid_until_s is None
+    await first.renew()
+    await second.look()
+    assert second.view is not None
+    assert second.view.record.holder == "shop-1"
 
 
 async def test_the_proven_end_of_a_container_frees_its_lease(api: Api, clock: Clock) -> None:

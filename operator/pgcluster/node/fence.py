@@ -39,6 +39,7 @@ class Fence:
         self._pgdata = pgdata
         self._lease_file = lease_file
         self._until_s: float | None = None
+        self.armings = 0  # how often it was armed
         self._process: asyncio.subprocess.Process | None = None
         self._watch: asyncio.Task[None] | None = None
 
@@ -69,6 +70,7 @@ class Fence:
         if self._process is None or self._process.returncode is not None:
             raise FatalError("the guard does not run, so this instance must not be the primary")
         self._until_s = deadline_s
+        self.armings += 1
         self._tell()
 
     def extend(self, deadline_s: float) -> None:

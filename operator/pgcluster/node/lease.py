@@ -276,6 +276,8 @@ class LeaseKeeper:
             lowered |= self._begin_writing(record)
         sent_s = monotonic_s()
         self._hold(await self._write(manifest, holder=self._me, more=lowered), sent_s)
+        if self._valid_until_s is None:
+            return False
         log.info("took the Lease", extra={"epoch": self.epoch})
         return True
 
@@ -336,7 +338,7 @@ class LeaseKeeper:
                     log.warning("the timeline of the promotion was not recorded: %s", error)
                     return None
                 self._hold(written, sent_s)
-                return number
+                return None if self._valid_until_s is None else number
         return None
 
     def acknowledge(self, record: LeaseRecord) -> str | None:
@@ -531,8 +533,12 @@ class LeaseKeeper:
         return made | _mark_annotations(mark.point)
 
     def _hold(self, written: dict[str, Any], sent_s: float) -> None:
-        self._valid_until_s = sent_s + self._timing().renew_deadline_s
         self._see(written)
+        if self._view is not None and self._view.record.holder != self._me:
+            # Frozen between the request and its answer: the watch has told of another meanwhile.
+            self._valid_until_s = None
+            return
+        self._valid_until_s = sent_s + self._timing().renew_deadline_s
         self._promise = None
         self._renewed(self._valid_until_s)
 
@@ -549,8 +555,9 @@ class LeaseKeeper:
         record = self._parse(manifest)
         now_s = monotonic_s()
         self._view = LeaseView(record, now_s) if before is None else before.next(record, now_s)
-        # Deleted and made again while this instance holds it: the next renewal takes it back.
-        remade = before is not None and record.uid != before.record.uid
+        # Deleted and made again while this instance holds it: the next renewal takes it back,
+        # unless another instance has it by then.
+        remade = before is not None and record.uid != before.record.uid and not record.holder
         if self._valid_until_s is not None and record.holder != self._me and not remade:
             log.warning("the Lease was lost to %s", record.holder or "nobody")
             self._valid_until_s = None

@@ -70,6 +70,8 @@ class Running:
             # The fence has struck; see to it that nothing is left, then start anew.
             await instance.server.stop(fast=False)
             return 0.0
+        armings = instance.server.fence.armings
+        steady = not instance.promotion.under_way
         observed = await self._look()
         instance.standing.see(observed)
         await instance.parameters.see(observed, instance.server.local)
@@ -80,6 +82,11 @@ class Running:
         self._metrics.observe(instance.standing)
         if observed.in_recovery:
             await instance.look_around(primary=False)
+            if instance.promotion.under_way:
+                return _WAITING_CYCLE_S
+            if not steady or instance.server.fence.armings != armings:
+                # What was seen may be of the time before a promotion, whose fence stays armed.
+                return 0.0
             return await self._standby(observed)
         if instance.lease.holding():
             return await self._primary(observed)
@@ -171,7 +178,7 @@ class Running:
     async def _standby(self, observed: Observation) -> float:
         instance = self._instance
         lease = instance.lease.view
-        if instance.promotion.under_way or lease is None:
+        if lease is None:
             return _WAITING_CYCLE_S
         instance.server.fence.disarm()
         now_s = monotonic_s()

@@ -29,6 +29,9 @@ from pgcluster.kube.resources import (
 _CHILDREN = (PODS, STATEFUL_SETS, DEPLOYMENTS, CONFIG_MAPS, SERVICES, PDBS)
 _METADATA = ("uid", "generation", "deletionTimestamp", "labels", "annotations", "ownerReferences")
 
+# Annotations of a PgCluster by which a person asks for something.
+_ASKED = (names.ANNOTATION_RESTART, names.ANNOTATION_SWITCHOVER)
+
 
 class Sieve:
     """Tells changes that matter from those that do not: heartbeats, counters, our own status."""
@@ -60,7 +63,8 @@ def essence(body: Mapping[str, Any]) -> Any:
     kept = {key: metadata.get(key) for key in _METADATA}
     kind = body.get("kind")
     if kind == names.KIND:
-        kept["annotations"] = None
+        annotations = kept["annotations"] or {}
+        kept["annotations"] = [annotations.get(name) for name in _ASKED]
         return kept
     if kind == PODS.kind:
         return (

@@ -11,7 +11,7 @@ from pgcluster.api import conditions as c
 from pgcluster.api import names
 from pgcluster.api.models import Member, PgCluster, PgClusterStatus, Pooler
 from pgcluster.api.reports import PoolerReport
-from pgcluster.controller import failovers, problems, rows, warnings
+from pgcluster.controller import failovers, pools, problems, rows, warnings
 from pgcluster.controller.observe import InstancePod, Observed
 
 Wanted = tuple[str, bool, str, str]
@@ -205,6 +205,8 @@ class _Situation:
             )
         if self.outcome.pending is not None:
             return c.PROGRESSING, True, *self.outcome.pending
+        if ready and (changing := pools.under_way(self.observed)):
+            return c.PROGRESSING, True, *changing
         if ready or self._stalled()[1]:
             return c.PROGRESSING, False, c.SETTLED, "nothing is under way"
         return c.PROGRESSING, True, reason, message
@@ -214,7 +216,7 @@ class _Situation:
         if self.primary is None:
             return c.DEGRADED, False, c.NO_PRIMARY, "it does not serve: see condition Ready"
         missing = self._missing()
-        warned = warnings.find(self.observed.pods)
+        warned = warnings.find(self.observed.pods) + pools.settings_refused(self.observed)
         if missing is not None:
             if self._new:
                 return fine

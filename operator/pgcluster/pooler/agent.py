@@ -186,7 +186,7 @@ class Agent:
         self._applied = self._files.databases()
         # A former agent may have died between repointing and looking for what is stuck.
         self._repointed_at_s = monotonic_s()
-        self._aim()
+        self._aim(self._applied)
         log.info("pgbouncer's files are there", extra={"primary": self._primary})
 
     # --- the cycle ----------------------------------------------------------------------------
@@ -308,6 +308,8 @@ class Agent:
                 await self._apply(action)
 
     async def _apply(self, action: Apply) -> None:
+        # The new primary is asked while pgbouncer loads.
+        self._aim(action.offer)
         try:
             with self._commands.timed("RELOAD", reason=action.reason):
                 await self._applier.databases(action.offer)
@@ -315,6 +317,7 @@ class Agent:
             self._failed = (action.offer.content_hash, monotonic_s())
             self._metrics.not_accepted.labels("databases.ini").inc()
             log.error("%s", error)
+            self._aim(self._applied)
             return
         before = self._applied.section.header if self._applied else None
         after = action.offer.section.header
@@ -325,10 +328,9 @@ class Agent:
         ):
             self._commands.repointed()
         self._repointed_at_s = monotonic_s()
-        self._aim()
 
-    def _aim(self) -> None:
-        section = self._applied.section if self._applied else None
+    def _aim(self, offer: Offer | None) -> None:
+        section = offer.section if offer else None
         host = section.primary_host if section else None
         self._probe.aim((host, section.primary_port) if section and host else None)
         self._presence.show(section.standbys if section else ())

@@ -50,6 +50,7 @@ class Housekeeping:
         self._looked_at_s = 0.0
         self.refused: str | None = None
         self.trouble = ""
+        self._waiting = ""
         self.settings_hash: str | None = None
         self.version: str | None = None
 
@@ -79,12 +80,14 @@ class Housekeeping:
 
     async def _keep_settings(self, wanted: str | None) -> None:
         text = wanted or self._files.settings()
-        if text is None or text == self._checked:
-            return
-        now_s = monotonic_s()
         if self._failed and self._failed[0] != text:
+            # Corrected, or taken back.
             self._failed = self.refused = None
             self.trouble = ""
+        if text is None or text == self._checked:
+            self.trouble = self._waiting
+            return
+        now_s = monotonic_s()
         if self._failed and now_s - self._failed[1] < RETRY_S:
             return
         if text != self._files.settings() and not await self._my_turn(text, now_s):
@@ -102,7 +105,10 @@ class Housekeeping:
         self._failed = self.refused = None
         self._checked = text
         self.settings_hash = content_hash(text)
-        self.trouble = f"these settings wait for a restart: {', '.join(waiting)}" if waiting else ""
+        self._waiting = (
+            f"these settings wait for a restart: {', '.join(waiting)}" if waiting else ""
+        )
+        self.trouble = self._waiting
         log.info("settings in force", extra={"hash": self.settings_hash, "waiting": waiting})
 
     async def _my_turn(self, text: str, now_s: float) -> bool:

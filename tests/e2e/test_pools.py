@@ -98,9 +98,14 @@ def test_settings_that_pgbouncer_does_not_take_stop_at_the_first_pooler(
     first, second = sorted(pooled.poolers())
     change(pooled, **spec(parameters={"default_pool_size": "lots"}))
     pooled.condition_says(f"PoolSettingsRefused.*{first} .*default_pool_size")
-    row = next(row for row in pooled.status()["poolers"] if row["pod"] == second)
-    assert f"{first} did not take" in row["reason"], row
-    assert all(row["ready"] for row in pooled.status()["poolers"])
+
+    def told() -> bool:
+        rows = {row["pod"]: row for row in pooled.status()["poolers"]}
+        assert f"{first} did not take" in rows[second].get("reason", ""), rows
+        assert all(row["ready"] for row in rows.values()), rows
+        return True
+
+    eventually(told, within=30, what=f"{second} says that it waits")
     change(pooled)
     all_have(pooled, "default_pool_size", "25")
     unharmed(writers, mark, "pool settings refused", report)

@@ -55,3 +55,5 @@ def test_the_hook_blocks_until_it_is_let_go(tmp_path: Path) -> None:
     assert ended.wait(2)
     assert not door.asked()
     door.let_go()
+    # pgbouncer was started again, and is ended again.
+    assert (tmp_path / "leave").is_fifo()

@@ -255,6 +255,7 @@ class Agent:
         if facts.databases is None:
             # It has ended, or is not to be reached: then only the kubelet can end it.
             self._door.let_go()
+            self._closing = False
             return
         if self._closing:
             return

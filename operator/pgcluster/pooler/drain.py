@@ -65,5 +65,7 @@ class Door:
         if self._writer is not None:
             os.close(self._writer)
             self._writer = None
-            # Nobody waits for it a second time.
+            # A new one: what the kubelet ended for another reason than the pod's deletion is
+            # started again, and is let go again.
             self._path.unlink(missing_ok=True)
+            self.install()

@@ -83,7 +83,6 @@ class Housekeeping:
         if self._failed and self._failed[0] != text:
             # Corrected, or taken back.
             self._failed = self.refused = None
-            self.trouble = ""
         if text is None or text == self._checked:
             self.trouble = self._waiting
             return

@@ -72,6 +72,7 @@ def test_instances_and_storage_size_alone_are_accepted(kubectl: Kubectl) -> None
     ("path", "value", "says"),
     [
         ("instances", 0, "spec.instances"),
+        ("pgbouncer", {"drainTimeout": "61m"}, "spec.pgbouncer.drainTimeout must be at most 1h"),
         ("instances", 10, "spec.instances"),
         ("instances", "three", "spec.instances"),
         ("image", "with space", "spec.image"),

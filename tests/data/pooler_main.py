@@ -54,6 +54,12 @@ class FileSource:
         aside.write_text(report.model_dump_json())
         aside.rename(path)
 
+    async def reports(self) -> dict[str, PoolerReport]:
+        return {
+            pod: PoolerReport.model_validate(report)
+            for pod, report in self._state().get("reports", {}).items()
+        }
+
     def _state(self) -> dict:
         return json.loads(self._path.read_text())
 
@@ -86,6 +92,7 @@ def main() -> None:
         secrets=Path(directory) / "secrets",
         pgbouncer_port=int(pgbouncer_port),
         agent_port=int(agent_port),
+        drain_s=3.5,
     )
     source = FileSource(Path(directory) / "api.json", float(every_s))
     asyncio.run(Agent(settings, source).run())

@@ -1,4 +1,4 @@
-"""A planned hand-over as a pool and its clients see it: who waits, who is told, how long."""
+"""A planned hand-over as a pool and its clients see it: who waits, and who is told."""
 
 from __future__ import annotations
 

@@ -141,6 +141,7 @@ class Client(Observer):
         rate_per_writer: float = 50,
         host: str | None = None,
         node: str | None = None,
+        lifetime_s: float = 0.0,
     ) -> None:
         namespace = cluster.kubectl.namespace
         # Rows that earlier faults may have cost, where replication is asynchronous.
@@ -153,6 +154,8 @@ class Client(Observer):
                 "PRIMARY_HOST": f"{names.service_primary(cluster.name)}.{namespace}.svc",
                 "WRITERS": str(writers),
                 "RATE_PER_WRITER": str(rate_per_writer),
+                # How long a connection is used; 0: as long as it works.
+                "LIFETIME_S": str(lifetime_s),
             },
             node=node,
         )

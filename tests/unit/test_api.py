@@ -141,6 +141,7 @@ def test_unions_and_tuples_have_no_structural_form() -> None:
         ({"storage": {"size": "many"}}, "spec.storage.size"),
         ({"failover": {"maximumLag": "far"}}, "spec.failover.maximumLag"),
         ({"failover": {"lease": {"duration": "6"}}}, "spec.failover.lease.duration"),
+        ({"pgbouncer": {"drainTimeout": "60"}}, "spec.pgbouncer.drainTimeout"),
         ({"users": [{"name": "u", "memberOf": ["nobody"]}]}, "spec.users[0].memberOf"),
     ],
 )

@@ -13,6 +13,7 @@ from pgcluster.api.reports import InstanceReport, PoolerReport, PromotionPhases
 from pgcluster.controller import events, rollout
 from pgcluster.controller.observe import InstancePod, Observed
 from pgcluster.controller.status import Outcome, compute
+from pgcluster.render.pgbouncer import content_hash
 
 NOW = "2026-05-01T10:00:00Z"
 LATER = "2026-05-01T10:00:30Z"
@@ -370,3 +371,59 @@ def test_a_parameter_that_is_not_taken_is_named_once_with_where() -> None:
     assert condition(found, "Degraded") == ("True", "ParametersRefused")
     message = next(x.message for x in found.conditions if x.type == "Degraded")
     assert message == "parameter work_mem is not taken: invalid value (shop-0, shop-1)"
+
+
+# --- changes of the pools -------------------------------------------------------------------------
+INI = "[pgbouncer]\n"
+
+
+def with_pools(
+    pools: PoolerReport, *, rollout: dict[str, int] | None = None, status: Any = READY
+) -> Observed:
+    """The present settings are INI, and the poolers' Deployment is as `rollout` says."""
+    seen = observed(*WELL, pools=pools, status=status)
+    children = {
+        **seen.children,
+        ("ConfigMap", "shop-pgbouncer"): {"data": {names.PGBOUNCER_INI_KEY: INI}},
+        ("Deployment", "shop-pgbouncer"): {
+            "metadata": {"name": "shop-pgbouncer"},
+            "spec": {"replicas": 1},
+            "status": rollout or {"updatedReplicas": 1, "replicas": 1},
+        },
+    }
+    return dataclasses.replace(seen, children=children)
+
+
+def test_settings_on_their_way_to_the_poolers_are_told() -> None:
+    late = told(with_pools(pooler(settings_hash="another")))
+    assert condition(late, "Ready") == ("True", "AllReady")
+    assert condition(late, "Progressing") == ("True", "PoolSettings")
+    (message,) = [x.message for x in late.conditions if x.type == "Progressing"]
+    assert message.endswith("to come: pool")
+    there = told(with_pools(pooler(settings_hash=content_hash(INI))))
+    assert condition(there, "Progressing") == ("False", "Settled")
+    assert there.poolers[0].settings_hash == content_hash(INI)
+
+
+def test_settings_that_a_pooler_did_not_take_are_told_with_its_name_and_the_reason() -> None:
+    refused = pooler(
+        settings_hash="another", settings_refused=content_hash(INI), settings_reason="it is 'lots'"
+    )
+    status = told(with_pools(refused))
+    assert condition(status, "Ready") == ("True", "AllReady")
+    assert condition(status, "Degraded") == ("True", "PoolSettingsRefused")
+    (message,) = [x.message for x in status.conditions if x.type == "Degraded"]
+    assert "pooler pool" in message
+    assert "it is 'lots'" in message
+    # Corrected meanwhile: what it refused are not the present settings.
+    before = pooler(settings_hash="another", settings_refused="an earlier one")
+    assert condition(told(with_pools(before)), "Degraded") == ("False", "Settled")
+
+
+@pytest.mark.parametrize(
+    "rollout", [{"updatedReplicas": 0, "replicas": 1}, {"updatedReplicas": 1, "replicas": 2}]
+)
+def test_poolers_that_are_replaced_are_told(rollout: dict[str, int]) -> None:
+    status = told(with_pools(pooler(settings_hash=content_hash(INI)), rollout=rollout))
+    assert condition(status, "Ready") == ("True", "AllReady")
+    assert condition(status, "Progressing") == ("True", "PoolersRolling")

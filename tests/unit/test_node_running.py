@@ -24,13 +24,20 @@ class Instance:
         self.server = SimpleNamespace(fence=fence, local=SimpleNamespace(observe=self._observe))
         self.standing = SimpleNamespace(see=lambda _: None)
         self.synchronous = SimpleNamespace(loaded=lambda _: None)
-        view = SimpleNamespace(record=SimpleNamespace(holder="shop-0"), free=lambda _: False)
+        view = SimpleNamespace(
+            record=SimpleNamespace(holder="shop-0", quorums=(), successor=None),
+            free=lambda _: False,
+        )
         view.expires_at_s = lambda: 0.0
         self.lease = SimpleNamespace(holding=lambda: False, failsafe_since_s=None, view=view)
+        self.parameters = SimpleNamespace(see=self._nothing)
         self.me = "shop-0"
-        self.config = None
-        self.synchronous.follow = lambda _: False
+        self.config = SimpleNamespace(held=lambda _: None)
+        self.synchronous.follow = lambda *_: False
         self._meanwhile = meanwhile
+
+    async def _nothing(self, *_: Any) -> None:
+        pass
 
     async def _observe(self) -> Observation:
         return STANDBY
@@ -69,5 +76,8 @@ async def test_a_look_from_before_a_promotion_does_not_disarm_its_fence(
     fence.arm(1e9)
     instance = Instance(fence, meanwhile)
     instance.promotion.under_way = before
-    await Running(instance, SimpleNamespace(observe=lambda _: None)).cycle()  # type: ignore[arg-type] # as much of each as is used
+    handover = SimpleNamespace(obey=lambda: None)
+    metrics = SimpleNamespace(observe=lambda _: None)
+    restart = SimpleNamespace(over=instance._nothing)
+    await Running(instance, handover, restart, metrics).cycle()  # type: ignore[arg-type] # as much of each as is used
     assert (fence._until_s is None) == disarmed

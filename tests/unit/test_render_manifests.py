@@ -329,6 +329,31 @@ def test_a_drain_can_go_on_and_never_takes_a_majority(instances: int) -> None:
     assert instances < 3 or (instances - 1) * 2 > instances
 
 
+def pooler_template(**pools: Any) -> Manifest:
+    found = manifests({**MINIMAL, "pgbouncer": pools})
+    template: Manifest = the(found, "Deployment", "shop-pgbouncer")["spec"]["template"]
+    return template
+
+
+def test_only_settings_that_take_a_new_process_replace_the_poolers() -> None:
+    plain = pooler_template()
+    assert pooler_template(parameters={"default_pool_size": "50"}) == plain
+    anew = pooler_template(parameters={"pkt_buf": "8192", "default_pool_size": "50"})
+    assert anew != plain
+    assert anew == pooler_template(parameters={"pkt_buf": "8192"})
+    assert anew != pooler_template(parameters={"pkt_buf": "16384"})
+
+
+def test_the_clients_of_a_pooler_that_leaves_have_their_time_and_its_end_some_more() -> None:
+    for timeout, grace_s in (("1500ms", 32), ("2m", 150)):
+        pod = pooler_template(drainTimeout=timeout)["spec"]
+        assert pod["terminationGracePeriodSeconds"] == grace_s
+        environment = {env["name"]: env.get("value") for env in pod["initContainers"][0]["env"]}
+        assert float(environment["PGCLUSTER_DRAIN_S"]) == grace_s - 30 - (timeout == "1500ms") / 2
+    (container,) = pod["containers"]
+    assert container["lifecycle"]["preStop"] == {"exec": {"command": ["cat", names.PGBOUNCER_DOOR]}}
+
+
 # --- Services, budgets, ConfigMaps ------------------------------------------------------------
 
 

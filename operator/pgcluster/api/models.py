@@ -250,6 +250,14 @@ class User(Model):
 class Pgbouncer(Model):
     """The pools in front of the cluster."""
 
+    rules = (
+        Rule(
+            "!has(self.drainTimeout) || duration(self.drainTimeout) <= duration('1h')",
+            "spec.pgbouncer.drainTimeout must be at most 1h",
+            ".drainTimeout",
+        ),
+    )
+
     instances: int = Field(default=2, ge=0, le=20)
     """How many poolers run; 0 for none. Default: 2."""
     image: ImageName | None = None
@@ -262,6 +270,8 @@ class Pgbouncer(Model):
     """pgbouncer settings, name to value. Only those that cannot break the cluster are allowed; the others are refused with the reason."""
     resources: Opaque | None = None
     """CPU and memory of a pooler, as in a container."""
+    drain_timeout: Duration = "60s"
+    """How long the clients of a pooler that is replaced, scaled away or evicted may stay. New ones are sent elsewhere at once; those left then are closed between two transactions. Default: 60s, at most 1h."""
 
 
 class Scheduling(Model):
@@ -459,6 +469,8 @@ class Pooler(Model):
     """Epoch of the databases section that it has applied."""
     applied_hash: str | None = None
     """Hash of the databases section that it has applied and verified."""
+    settings_hash: str | None = None
+    """Hash of the settings that it has applied and verified."""
 
 
 class FailoverRecord(Model):

@@ -58,6 +58,8 @@ ANNOTATION_SUCCESSOR = f"{GROUP}/successor"
 ANNOTATION_CONTAINER = f"{GROUP}/holder-container"
 # On a postgres pod, written by its agent: one JSON document, see api/reports.py.
 ANNOTATION_INSTANCE = f"{GROUP}/instance"
+# On the poolers' pods: the hash of the settings that pgbouncer reads only when it starts.
+ANNOTATION_RESTART_SETTINGS = f"{GROUP}/restart-settings"
 # On rendered objects: the hash of what they were rendered from.
 ANNOTATION_HASH = f"{GROUP}/spec-hash"
 # On a PgCluster, by a user, and then on its pods: a new value restarts the instances one by one.
@@ -133,6 +135,7 @@ PGBOUNCER_DIR = "/run/pgbouncer"  # emptyDir shared by pgbouncer and its agent
 PGBOUNCER_INI = f"{PGBOUNCER_DIR}/pgbouncer.ini"
 PGBOUNCER_DATABASES = f"{PGBOUNCER_DIR}/databases.ini"
 PGBOUNCER_USERLIST = f"{PGBOUNCER_DIR}/userlist.txt"
+PGBOUNCER_DOOR = f"{PGBOUNCER_DIR}/leave"  # the pipe by which pgbouncer is let go
 PGBOUNCER_INI_KEY = "pgbouncer.ini"  # keys of ConfigMap <cluster>-pgbouncer
 DATABASES_KEY = "databases.ini"
 PGBOUNCER_ADMIN = "pgbouncer"

@@ -133,6 +133,8 @@ class PoolerReport(_Report):
     epoch: int = 0  # of the applied databases section
     applied_hash: str | None = None  # of databases.ini as applied and verified
     settings_hash: str | None = None  # of pgbouncer.ini as applied and verified
+    settings_refused: str | None = None  # hash of the pgbouncer.ini that it did not take, and why
+    settings_reason: str = ""
     # The last repointing to another primary or epoch, RFC 3339 UTC: PAUSE sent, databases section
     # reloaded and verified, RESUME done, first transaction through this pool after it
     paused_at: str | None = None

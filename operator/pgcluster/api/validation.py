@@ -304,6 +304,7 @@ def _quantities(spec: PgClusterSpec) -> list[Problem]:
                 problems.append(Problem(field, str(error)))
     lease = spec.failover.lease
     for field, text in {
+        "spec.pgbouncer.drainTimeout": spec.pgbouncer.drain_timeout,
         "spec.failover.lease.duration": lease.duration,
         "spec.failover.lease.renewInterval": lease.renew_interval,
         "spec.failover.lease.renewDeadline": lease.renew_deadline,

@@ -75,7 +75,8 @@ def essence(body: Mapping[str, Any]) -> Any:
     if kind in (STATEFUL_SETS.kind, DEPLOYMENTS.kind):
         kept["annotations"] = (kept["annotations"] or {}).get(names.ANNOTATION_HASH)
         status = body.get("status") or {}
-        return kept, status.get("observedGeneration"), status.get("updateRevision")
+        progress = [status.get(key) for key in ("updateRevision", "updatedReplicas", "replicas")]
+        return kept, status.get("observedGeneration"), progress
     return kept, body.get("spec"), body.get("data")
 
 

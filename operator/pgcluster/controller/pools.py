@@ -10,11 +10,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from pgcluster.api import names
+from pgcluster.api import conditions, names
 from pgcluster.api.config import ClusterConfig
+from pgcluster.api.reports import PoolerReport
 from pgcluster.controller.observe import Observed
+from pgcluster.controller.warnings import Finding
 from pgcluster.kube.client import Manifest
-from pgcluster.kube.resources import CONFIG_MAPS
+from pgcluster.kube.resources import CONFIG_MAPS, DEPLOYMENTS
 from pgcluster.render import pgbouncer as render
 from pgcluster.topology.pods import reads
 
@@ -83,6 +85,57 @@ def manifest(observed: Observed, content: str) -> Manifest:
     if live is not None:
         metadata |= {key: live["metadata"][key] for key in ("uid", "resourceVersion")}
     return {"metadata": metadata, "data": {names.DATABASES_KEY: content}}
+
+
+def settings_refused(observed: Observed) -> tuple[Finding, ...]:
+    """The poolers that did not take the present settings; those behind them keep what they have."""
+    wanted = _settings_hash(observed)
+    return tuple(
+        Finding(
+            conditions.POOL_SETTINGS_REFUSED,
+            f"pooler {report.pod} did not take what spec.pgbouncer says, and no pooler after it"
+            f" does: {report.settings_reason}; correct or remove it",
+        )
+        for report in _reports(observed)
+        if wanted is not None and report.settings_refused == wanted
+    )
+
+
+def under_way(observed: Observed) -> tuple[str, str] | None:
+    """What the poolers are being changed to: reason and message; None where nothing changes."""
+    live = observed.child(DEPLOYMENTS, names.pgbouncer(observed.key.name))
+    if live is not None:
+        status, replicas = live.get("status") or {}, int(live["spec"].get("replicas") or 0)
+        updated = int(status.get("updatedReplicas") or 0)
+        if updated < replicas or int(status.get("replicas") or 0) > updated:
+            return (
+                conditions.POOLERS_ROLLING,
+                f"the poolers are being replaced one by one: {updated} of {replicas} are new",
+            )
+    wanted, reports = _settings_hash(observed), _reports(observed)
+    late = [report.pod for report in reports if report.settings_hash not in (None, wanted)]
+    if wanted is None or not late:
+        return None
+    return (
+        conditions.POOL_SETTINGS,
+        f"the poolers take the changed settings one after the other; to come: {', '.join(late)}",
+    )
+
+
+def _settings_hash(observed: Observed) -> str | None:
+    live = observed.child(CONFIG_MAPS, names.config_map_pgbouncer(observed.key.name))
+    text = ((live or {}).get("data") or {}).get(names.PGBOUNCER_INI_KEY)
+    return render.content_hash(text) if text else None
+
+
+def _reports(observed: Observed) -> list[PoolerReport]:
+    """Of the poolers that stay, by name."""
+    staying = {
+        pod["metadata"]["name"]
+        for pod in observed.pooler_pods
+        if "deletionTimestamp" not in pod["metadata"]
+    }
+    return [report for pod, report in sorted(observed.pooler_reports.items()) if pod in staying]
 
 
 def gone_poolers(observed: Observed) -> tuple[str, ...]:

@@ -88,4 +88,5 @@ def pooler(manifest: Manifest, observed: Observed) -> Pooler:
         primary=report.primary,
         epoch=report.epoch,
         applied_hash=report.applied_hash,
+        settings_hash=report.settings_hash,
     )

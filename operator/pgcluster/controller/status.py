@@ -11,7 +11,15 @@ from pgcluster.api import conditions as c
 from pgcluster.api import names
 from pgcluster.api.models import Member, PgCluster, PgClusterStatus, Pooler
 from pgcluster.api.reports import PoolerReport
-from pgcluster.controller import failovers, problems, rollout, rows, switchover, warnings
+from pgcluster.controller import (
+    failovers,
+    pools,
+    problems,
+    rollout,
+    rows,
+    switchover,
+    warnings,
+)
 from pgcluster.controller.observe import InstancePod, Observed
 
 Wanted = tuple[str, bool, str, str]
@@ -250,6 +258,8 @@ class _Situation:
             return c.PROGRESSING, *changing
         if (rolling := self._rolling(ready, message)) is not None:
             return c.PROGRESSING, *rolling
+        if ready and (pooling := pools.under_way(self.observed)):
+            return c.PROGRESSING, True, *pooling
         if self._stalled()[1]:
             return c.PROGRESSING, False, c.SETTLED, "nothing is under way"
         if not ready:
@@ -321,7 +331,7 @@ class _Situation:
         if self.primary is None:
             return c.DEGRADED, False, c.NO_PRIMARY, "it does not serve: see condition Ready"
         missing = self._missing()
-        warned = warnings.find(self.observed.pods)
+        warned = warnings.find(self.observed.pods) + pools.settings_refused(self.observed)
         if missing is not None:
             if self._new:
                 return fine

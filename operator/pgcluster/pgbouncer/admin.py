@@ -156,6 +156,10 @@ class Admin:
         """KILL_CLIENT, of pgbouncer 1.24 and later: drop one client with its server."""
         await self._query(f"KILL_CLIENT {client_id}")
 
+    async def shutdown(self) -> None:
+        """SHUTDOWN WAIT_FOR_SERVERS, of pgbouncer 1.23 and later: end between two transactions."""
+        await self._query("SHUTDOWN WAIT_FOR_SERVERS")
+
     def close(self) -> None:
         """Drop the connection."""
         if self._link is not None:

@@ -11,13 +11,16 @@ import contextlib
 import logging
 import signal
 from dataclasses import replace
+from pathlib import Path
 
+from pgcluster.api import names
 from pgcluster.api.errors import FatalError, PgClusterError
 from pgcluster.api.reports import PoolerReport
 from pgcluster.clock import monotonic_s
 from pgcluster.pgbouncer.admin import Admin
+from pgcluster.pgbouncer.link import LinkLost, Refused
 from pgcluster.pgbouncer.rows import Database, Server, Waiting
-from pgcluster.pooler import http
+from pgcluster.pooler import drain, http
 from pgcluster.pooler.apply import Applier, NotAccepted
 from pgcluster.pooler.commands import Commands
 from pgcluster.pooler.decide import (
@@ -74,7 +77,16 @@ class Agent:
         self._applier = Applier(self._admin, self._files)
         self._metrics = Metrics()
         self._commands = Commands(self._admin, self._metrics, changed=self._wake.set)
-        self._housekeeping = Housekeeping(self._admin, self._applier, self._files, self._metrics)
+        self._housekeeping = Housekeeping(
+            self._admin,
+            self._applier,
+            self._files,
+            self._metrics,
+            pod=settings.pod,
+            reports=source.reports,
+        )
+        self._door = drain.Door(settings.directory / Path(names.PGBOUNCER_DOOR).name)
+        self._closing = False
         self._probe = PrimaryProbe(
             pod=settings.pod, password=self._auth_password, changed=self._wake.set
         )
@@ -159,6 +171,7 @@ class Agent:
 
     async def _prepare(self) -> None:
         """Give pgbouncer the files to start with: the API's, or those that a former agent left."""
+        self._door.install()
         said = ""
         while not self._files.complete():
             self._beat_s = monotonic_s()
@@ -173,7 +186,7 @@ class Agent:
         self._applied = self._files.databases()
         # A former agent may have died between repointing and looking for what is stuck.
         self._repointed_at_s = monotonic_s()
-        self._aim()
+        self._aim(self._applied)
         log.info("pgbouncer's files are there", extra={"primary": self._primary})
 
     # --- the cycle ----------------------------------------------------------------------------
@@ -186,6 +199,8 @@ class Agent:
             self._probe.say(acknowledged(facts))
             for action in actions:
                 await self._do(action)
+            if self._door.asked():
+                await self._drain(facts)
             if facts.databases is None:
                 self._housekeeping.prepare(self._observed.settings)
             elif facts.leaving:
@@ -235,6 +250,35 @@ class Agent:
             leaving=self._admin.leaving,
         )
 
+    async def _drain(self, facts: Facts) -> None:
+        """Serve the clients that are left, and tell pgbouncer to end when it is time to."""
+        if facts.databases is None:
+            # It has ended, or is not to be reached: then only the kubelet can end it.
+            self._door.let_go()
+            self._closing = False
+            return
+        if self._closing:
+            return
+        clients = len(await self._admin.clients())
+        reason = drain.end(
+            since_s=self._door.since_s,
+            timeout_s=self._settings.drain_s,
+            clients=clients,
+            paused=any(database.paused for database in read_write(facts)),
+            now_s=facts.now_s,
+        )
+        if not reason:
+            return
+        log.info("pgbouncer is told to end: %s", reason)
+        self._closing = True
+        try:
+            await self._admin.shutdown()
+        except LinkLost:
+            log.info("pgbouncer has ended")
+        except Refused as refusal:
+            log.info("pgbouncer is left to the kubelet: %s", refusal)
+            self._door.let_go()
+
     async def _let_go(self) -> None:
         """pgbouncer waits for its last client, and this agent must not be it."""
         if not await self._admin.clients():
@@ -265,6 +309,8 @@ class Agent:
                 await self._apply(action)
 
     async def _apply(self, action: Apply) -> None:
+        # The new primary is asked while pgbouncer loads.
+        self._aim(action.offer)
         try:
             with self._commands.timed("RELOAD", reason=action.reason):
                 await self._applier.databases(action.offer)
@@ -272,6 +318,7 @@ class Agent:
             self._failed = (action.offer.content_hash, monotonic_s())
             self._metrics.not_accepted.labels("databases.ini").inc()
             log.error("%s", error)
+            self._aim(self._applied)
             return
         before = self._applied.section.header if self._applied else None
         after = action.offer.section.header
@@ -282,10 +329,9 @@ class Agent:
         ):
             self._commands.repointed()
         self._repointed_at_s = monotonic_s()
-        self._aim()
 
-    def _aim(self) -> None:
-        section = self._applied.section if self._applied else None
+    def _aim(self, offer: Offer | None) -> None:
+        section = offer.section if offer else None
         host = section.primary_host if section else None
         self._probe.aim((host, section.primary_port) if section and host else None)
         self._presence.show(section.standbys if section else ())
@@ -324,6 +370,8 @@ class Agent:
             epoch=header.epoch if header else 0,
             applied_hash=self._applied.content_hash if self._applied and in_force else None,
             settings_hash=self._housekeeping.settings_hash,
+            settings_refused=self._housekeeping.refused,
+            settings_reason=self._housekeeping.trouble if self._housekeeping.refused else "",
             paused_at=self._commands.phases.paused_at,
             reloaded_at=self._commands.phases.reloaded_at,
             resumed_at=self._commands.phases.resumed_at,

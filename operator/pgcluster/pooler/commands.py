@@ -54,7 +54,7 @@ class Commands:
                 *(self._admin.pause(name, wait_s=_PAUSE_WAIT_S) for name in action.databases)
             )
             try:
-                while not telling.done() and not await self._paused(action.databases):  # noqa: ASYNC110 # pgbouncer tells nobody
+                while not telling.done() and not await self._paused(action.databases):  # noqa: ASYNC110 # it tells nobody
                     await asyncio.sleep(_IN_FORCE_EVERY_S)
                 if telling.done():
                     telling.result()

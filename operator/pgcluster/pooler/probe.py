@@ -21,7 +21,7 @@ log = logging.getLogger(__name__)
 _OPEN_S = 2.0
 _ANSWER_S = 2.0
 _EVERY_S = 1.0
-_RETRY_S = 0.1
+_RETRY_S = 0.05
 QUESTION = "SELECT pg_catalog.pg_is_in_recovery() AS in_recovery"
 
 Target = tuple[str, int]

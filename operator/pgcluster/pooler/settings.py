@@ -19,6 +19,8 @@ class Settings:
     pod: str
     # By which servers see the pod's connections; None where nobody says.
     address: str | None = None
+    # How long clients may stay once the pod is told to leave.
+    drain_s: float = 60.0
     # Shared with pgbouncer: its files and its socket.
     directory: Path = Path(names.PGBOUNCER_DIR)
     secrets: Path = Path(names.SECRETS_DIR) / "pooler"
@@ -34,6 +36,7 @@ class Settings:
                 namespace=os.environ["PGCLUSTER_NAMESPACE"],
                 pod=os.environ["POD_NAME"],
                 address=os.environ["POD_IP"],
+                drain_s=float(os.environ.get("PGCLUSTER_DRAIN_S", "60")),
             )
         except KeyError as error:
             raise FatalError(f"environment variable {error} is not set") from error

@@ -5,6 +5,7 @@ A mounted ConfigMap lags by a minute or more, so the API is watched.
 
 from __future__ import annotations
 
+import contextlib
 import logging
 from asyncio import TaskGroup
 from collections.abc import Callable
@@ -47,6 +48,9 @@ class Source(Protocol):
 
     async def report(self, report: PoolerReport) -> None:
         """Publish what this pooler is and does; PgClusterError where that failed."""
+
+    async def reports(self) -> dict[str, PoolerReport]:
+        """What all poolers say, by pod; PgClusterError where the API does not answer."""
 
 
 class KubeSource:
@@ -97,6 +101,16 @@ class KubeSource:
             },
             manager=f"{names.MANAGER_POOLER}-{self._pod}",
         )
+
+    async def reports(self) -> dict[str, PoolerReport]:
+        """Read ConfigMap `<cluster>-poolers`; what makes no sense is left out."""
+        name = names.config_map_poolers(self._cluster)
+        manifest = await self._client.get(CONFIG_MAPS, name, self._namespace)
+        found = {}
+        for pod, text in ((manifest or {}).get("data") or {}).items():
+            with contextlib.suppress(ValueError):
+                found[pod] = PoolerReport.model_validate_json(text)
+        return found
 
     async def _watch(
         self,

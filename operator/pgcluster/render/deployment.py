@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import math
+
 from pgcluster.api import names
 from pgcluster.api.models import PgCluster
+from pgcluster.api.quantities import parse_seconds
 from pgcluster.render import pods
 from pgcluster.render.metadata import Manifest, metadata, selector, template_metadata
+from pgcluster.render.pgbouncer import restart_settings
 
-# pgbouncer waits for its clients on SIGTERM (since 1.23); this bounds it.
-_GRACE_S = 60
-# Told to end, it refuses new clients: not before the nodes have heard that it leaves its Services.
-_LEAVE_S = 3
+# After its clients' time, for transactions that still run and clients that wait for a primary.
+_CLOSE_S = 30
+# A new pooler takes clients before an old one is told to leave.
+_MIN_READY_S = 3
 # Whose log `kubectl logs` shows.
 _DEFAULT_CONTAINER = "kubectl.kubernetes.io/default-container"
 # The agent's share of the pod; requirement and limit of pgbouncer itself are the user's.
@@ -27,6 +31,7 @@ def deployment(cluster: PgCluster, *, image: str) -> Manifest:
         "kind": "Deployment",
         "metadata": metadata(cluster, names.pgbouncer(cluster.name), names.COMPONENT_PGBOUNCER),
         "spec": {
+            "minReadySeconds": _MIN_READY_S,
             "replicas": cluster.spec.pgbouncer.instances,
             "revisionHistoryLimit": 3,
             "selector": {"matchLabels": selector(cluster, names.COMPONENT_PGBOUNCER)},
@@ -43,7 +48,7 @@ def deployment(cluster: PgCluster, *, image: str) -> Manifest:
                     "enableServiceLinks": False,
                     "securityContext": pods.pod_security(names.UID_PGBOUNCER),
                     "serviceAccountName": names.pgbouncer(cluster.name),
-                    "terminationGracePeriodSeconds": _GRACE_S,
+                    "terminationGracePeriodSeconds": math.ceil(_drain_s(cluster)) + _CLOSE_S,
                     "volumes": [
                         pods.memory_volume("run", "16Mi"),
                         pods.secret_volume("pooler", names.secret_pooler(cluster.name)),
@@ -58,9 +63,19 @@ def deployment(cluster: PgCluster, *, image: str) -> Manifest:
 
 def _template_metadata(cluster: PgCluster) -> Manifest:
     """With the label by which a Service finds a pod: one that starts while the operator is away
-    serves too. It is not in the Deployment's own selector, so that a pod may lose it."""
-    made = template_metadata(cluster, names.COMPONENT_PGBOUNCER, {_DEFAULT_CONTAINER: "pgbouncer"})
+    serves too. It is not in the Deployment's own selector, so that a pod may lose it.
+
+    The only settings in it are those that take a new process: the others are taken by the running.
+    """
+    own = {_DEFAULT_CONTAINER: "pgbouncer"}
+    if at_start := restart_settings(cluster.spec.pgbouncer.parameters):
+        own[names.ANNOTATION_RESTART_SETTINGS] = at_start
+    made = template_metadata(cluster, names.COMPONENT_PGBOUNCER, own)
     return {**made, "labels": {**made["labels"], names.LABEL_SERVING: names.SERVING}}
+
+
+def _drain_s(cluster: PgCluster) -> float:
+    return parse_seconds(cluster.spec.pgbouncer.drain_timeout)
 
 
 def _agent(cluster: PgCluster, image: str) -> Manifest:
@@ -70,7 +85,10 @@ def _agent(cluster: PgCluster, image: str) -> Manifest:
         "imagePullPolicy": "IfNotPresent",
         "command": ["pgcluster-pooler"],
         "restartPolicy": "Always",
-        "env": pods.environment(cluster),
+        "env": [
+            *pods.environment(cluster),
+            {"name": "PGCLUSTER_DRAIN_S", "value": f"{_drain_s(cluster):g}"},
+        ],
         "ports": [{"name": "agent", "containerPort": names.PORT_AGENT}],
         # pgbouncer must not start before its files are there.
         "startupProbe": pods.probe(
@@ -109,7 +127,8 @@ def _pgbouncer(cluster: PgCluster, image: str) -> Manifest:
             "failureThreshold": 3,
         },
         "readinessProbe": {**listener, "periodSeconds": 2, "timeoutSeconds": 2},
-        "lifecycle": {"preStop": {"sleep": {"seconds": _LEAVE_S}}},
+        # Blocks as long as the agent lets the clients go on.
+        "lifecycle": {"preStop": {"exec": {"command": ["cat", names.PGBOUNCER_DOOR]}}},
         "securityContext": pods.CONTAINER_SECURITY,
         "volumeMounts": [{"name": "run", "mountPath": names.PGBOUNCER_DIR}],
     }

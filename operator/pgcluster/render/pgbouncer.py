@@ -33,6 +33,8 @@ EMPTY_SECTION = f"[databases]\n{FALLBACK} = host={NOWHERE} port={_PORT_NOWHERE}\
 # The documentation's quoted names are a syntax error to the parser (1.18, 1.24.1), and one longer
 # than 63 bytes ends the loading of the whole file. Such databases are reached by the fallback.
 _NAME = re.compile(r"[A-Za-z0-9_.-]{1,63}", re.ASCII)
+# What SHOW CONFIG (1.24.1) calls not changeable, of what a spec may set.
+_AT_START = frozenset({"disable_pqexec", "listen_backlog", "pkt_buf", "track_extra_parameters"})
 _BARE_VALUE = re.compile(r"[A-Za-z0-9_.,:-]+", re.ASCII)
 _PAIR = re.compile(r"(\w+)=(?:'((?:[^']|'')*)'|([^ ']+))(?: |$)", re.ASCII)
 
@@ -224,6 +226,12 @@ def pgbouncer_ini(parameters: Mapping[str, str], *, pool_mode: str = "transactio
     settings = {**defaults, **parameters, **owned}
     lines = [f"{_setting(key)} = {_one_line(value)}" for key, value in sorted(settings.items())]
     return "\n".join(["[pgbouncer]", *lines, "", f"%include {names.PGBOUNCER_DATABASES}"]) + "\n"
+
+
+def restart_settings(parameters: Mapping[str, str]) -> str | None:
+    """The hash of those settings that pgbouncer reads only when it starts; None without any."""
+    chosen = {key: value for key, value in parameters.items() if key in _AT_START}
+    return content_hash(json.dumps(chosen, sort_keys=True)) if chosen else None
 
 
 def settings_of(text: str) -> dict[str, str]:

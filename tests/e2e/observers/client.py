@@ -61,7 +61,14 @@ class Failure:
 class Writer(threading.Thread):
     """One connection at a time, one row a transaction, `rate` a second at most."""
 
-    def __init__(self, number: int, run: str, connect: Callable[[], Any], rate: float) -> None:
+    def __init__(
+        self,
+        number: int,
+        run: str,
+        connect: Callable[[], Any],
+        rate: float,
+        lifetime_s: float | None = None,
+    ) -> None:
         super().__init__(name=f"writer-{number}", daemon=True)
         self.number = number
         self.rows = array("q")  # acknowledged sequence numbers
@@ -72,6 +79,8 @@ class Writer(threading.Thread):
         self._run_id = run
         self._connect = connect
         self._pause_s = 1.0 / rate
+        # As an application's own pool does, which replaces a connection after a while.
+        self._lifetime_s = lifetime_s
         self._ended = threading.Event()
 
     def stop(self) -> None:
@@ -80,13 +89,18 @@ class Writer(threading.Thread):
     def run(self) -> None:
         connection: psycopg.Connection[Any] | None = None
         sequence = 0
+        opened_s = 0.0
         due_s = time.monotonic()
         while not self._ended.is_set():
             phase = "connect"
             try:
+                if connection is not None and self._is_old(opened_s):
+                    connection.close()
+                    connection = None
                 if connection is None:
                     connection = self._connect()
                     self.connects += 1
+                    opened_s = time.monotonic()
                 phase = "write"
                 sequence += 1
                 started_s = time.monotonic()
@@ -112,6 +126,9 @@ class Writer(threading.Thread):
             self._ended.wait(due_s - ended_s)
         if connection is not None:
             connection.close()
+
+    def _is_old(self, opened_s: float) -> bool:
+        return self._lifetime_s is not None and time.monotonic() - opened_s > self._lifetime_s
 
     def _note(self, phase: str, error: psycopg.Error) -> None:
         text = " ".join(str(error).split())
@@ -165,10 +182,11 @@ class Client:
             "keepalives_count": "3",
         }
         rate = float(environment.get("RATE_PER_WRITER", "50"))
+        lifetime_s = float(environment.get("LIFETIME_S", "0")) or None
         self.started_s = time.monotonic()
         self.marks: dict[str, float] = {}
         self.writers = [
-            Writer(number, self.run_id, self._connect_pool, rate)
+            Writer(number, self.run_id, self._connect_pool, rate, lifetime_s)
             for number in range(int(environment.get("WRITERS", "8")))
         ]
 

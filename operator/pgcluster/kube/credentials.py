@@ -55,14 +55,14 @@ def of_pod(directory: Path = _SERVICE_ACCOUNT) -> Credentials:
     return Credentials(f"https://{address}:{port}", tls, authorization)
 
 
-async def of_kubeconfig() -> Credentials:
-    """What KUBECONFIG says, by the Kubernetes library."""
+async def of_kubeconfig(path: str | None = None, context: str | None = None) -> Credentials:
+    """What a kubeconfig says, by the Kubernetes library; without arguments what KUBECONFIG says."""
     from kubernetes.aio.client.configuration import Configuration  # see above
     from kubernetes.aio.client.rest import RESTClientObject
     from kubernetes.aio.config import load_kube_config
 
     configuration = Configuration()
-    await load_kube_config(client_configuration=configuration)
+    await load_kube_config(path, context, client_configuration=configuration)
 
     async def authorization() -> str | None:
         token: str | None = await configuration.get_api_key_with_prefix("BearerToken")
@@ -71,3 +71,14 @@ async def of_kubeconfig() -> Credentials:
     return Credentials(
         configuration.host, RESTClientObject(configuration).ssl_context, authorization
     )
+
+
+def namespace(path: str | None = None, context: str | None = None) -> str:
+    """The namespace that a kubeconfig's context names, else `default`."""
+    from kubernetes.aio.config import list_kube_config_contexts  # see above
+
+    contexts, current = list_kube_config_contexts(path)
+    chosen = current
+    if context is not None:
+        chosen = next((one for one in contexts if one["name"] == context), current)
+    return str((chosen.get("context") or {}).get("namespace") or "default")

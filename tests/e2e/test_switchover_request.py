@@ -90,3 +90,29 @@ def test_an_annotation_is_carried_out_once_and_never_again(
     assert shop.status()["epoch"] == epoch
     outcome = ordeal.ended()
     assert outcome.counted["errors"] == 0, outcome.counted["errors_by_text"]
+
+
+def test_a_node_that_is_drained_is_left_by_the_primary_first_and_without_an_error(
+    ordeals: Ordeals, system: Kubectl
+) -> None:
+    shop = ordeals.cluster
+    ordeal = ordeals.begin("node of the primary drained")
+    node = shop.pod(ordeal.primary)["spec"]["nodeName"]
+    system.run("cordon", node)
+    try:
+
+        def left() -> bool:
+            assert shop.status()["primary"] not in (None, ordeal.primary)
+            return True
+
+        eventually(left, within=60, what="the primary has left the cordoned node")
+        assert shop.status()["lastSwitchover"]["cause"] == "node"
+        system.run(
+            *("drain", node, "--ignore-daemonsets", "--delete-emptydir-data", "--timeout=120s"),
+            f"--pod-selector={names.LABEL_CLUSTER}={shop.name}",
+            timeout_s=150,
+        )
+    finally:
+        system.run("uncordon", node)
+    outcome = ordeal.ended()
+    assert outcome.counted["errors"] == 0, outcome.counted["errors_by_text"]

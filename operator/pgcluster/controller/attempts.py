@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping
+from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -16,20 +17,38 @@ _FIRST_PAUSE_S = 15.0
 _LONGEST_PAUSE_S = 300.0
 
 
-def request(observed: Observed, prefix: str, now: datetime) -> str | None:
-    """The request for the next attempt of what `prefix` names; None while it is too early."""
+@dataclass(frozen=True, slots=True)
+class Attempt:
+    """The next attempt of a wish: its name, not before when, and why the last one failed."""
+
+    request: str
+    not_before: datetime | None = None
+    why: str = ""
+
+
+def attempt(observed: Observed, prefix: str) -> Attempt:
+    """The next attempt of what `prefix` names; the present one while it is under way."""
     last: Mapping[str, Any] = (observed.cluster.get("status") or {}).get("lastSwitchover") or {}
     known, _, number = str(last.get("request") or "").rpartition("-")
     if known != prefix or not number.isdecimal():
-        return f"{prefix}-1"
+        return Attempt(f"{prefix}-1")
     done = int(number)
     if last.get("state") not in ("Refused", "Failed", "Succeeded"):
-        return f"{prefix}-{done}"
+        return Attempt(f"{prefix}-{done}")
     pause_s = min(_LONGEST_PAUSE_S, _FIRST_PAUSE_S * 2 ** min(done - 1, 10))
     ended = _time(last.get("endedAt"))
-    if ended is not None and now < ended + timedelta(seconds=pause_s):
-        return None
-    return f"{prefix}-{done + 1}"
+    return Attempt(
+        f"{prefix}-{done + 1}",
+        ended + timedelta(seconds=pause_s) if ended is not None else None,
+        str(last.get("reason") or "no reason was given"),
+    )
+
+
+def request(observed: Observed, prefix: str, now: datetime) -> str | None:
+    """The request for the next attempt of what `prefix` names; None while it is too early."""
+    found = attempt(observed, prefix)
+    early = found.not_before is not None and now < found.not_before
+    return None if early else found.request
 
 
 def digest(*parts: object) -> str:

@@ -19,6 +19,7 @@ from pgcluster.controller.elector import DURATION_S, RENEW_DEADLINE_S, Elector
 from pgcluster.controller.health import Health, Progress
 from pgcluster.controller.leases import LeaseWatch
 from pgcluster.controller.metrics import Metrics
+from pgcluster.controller.nodes import NodeWatch
 from pgcluster.controller.observe import Key
 from pgcluster.controller.queue import WorkQueue
 from pgcluster.controller.reconcile import Reconciler
@@ -52,8 +53,13 @@ class Operator:
         self._elector = Elector(client, namespace=settings.namespace, identity=settings.identity)
         self._metrics.leader.set_function(lambda: float(self._elector.leads))
         self._health = Health(self._metrics.registry, self._progress, standing=self._standing)
+        self._nodes = NodeWatch(client, self._wake)
         self._reconcile = Reconciler(
-            client, self._metrics, settings.catalog, identity=settings.identity
+            client,
+            self._metrics,
+            settings.catalog,
+            identity=settings.identity,
+            going=lambda: self._nodes.going,
         )
         self._known: set[Key] = set()
         self._stop = asyncio.Event()
@@ -77,6 +83,7 @@ class Operator:
             for number in range(WORKERS)
         ]
         tasks.append(asyncio.create_task(self._resync(), name="resync"))
+        tasks.append(asyncio.create_task(self._nodes.run(), name="nodes"))
         leases = LeaseWatch(self._client, self._wake)
         tasks += [
             asyncio.create_task(leases.run(namespace), name=f"leases-{namespace or 'all'}")

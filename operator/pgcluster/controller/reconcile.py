@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 
@@ -20,6 +20,7 @@ from pgcluster.api.models import PgCluster, to_config
 from pgcluster.api.validation import check
 from pgcluster.controller import (
     certificates,
+    nodes,
     pools,
     rollout,
     scale,
@@ -98,6 +99,7 @@ class Reconciler:
         identity: str,
         clock: Callable[[], float] = time.monotonic,
         today: Callable[[], datetime] = lambda: datetime.now(UTC),
+        going: Callable[[], Mapping[str, str]] = dict,
     ) -> None:
         self._client = client
         self._metrics = metrics
@@ -105,6 +107,8 @@ class Reconciler:
         self._identity = identity
         self._clock = clock
         self._today = today
+        # Nodes that are about to go, and why.
+        self._going = going
         # Since when a pools' section has been wrong in this very way.
         self._wrong_since: dict[Key, tuple[str, float]] = {}
         # Since when no primary has been there to tell which poolers are silent.
@@ -200,6 +204,8 @@ class Reconciler:
             now=now,
         )
         wishes = list(wanted.wishes)
+        if (leave := nodes.wish(observed, self._going(), now)) is not None:
+            wishes.append(leave)
         if isinstance(rolling.step, rollout.HandOver):
             wishes.append(rolling.step.wish)
         changing = switchover.decide(observed, cluster, known, wishes, now=now)

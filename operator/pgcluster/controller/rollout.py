@@ -22,13 +22,13 @@ import hashlib
 import json
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from datetime import UTC, datetime, timedelta
+from datetime import datetime
 from typing import Any
 
 from pgcluster.api import names
 from pgcluster.api.config import RestartConfig
 from pgcluster.api.models import PgCluster, settings_of
-from pgcluster.controller import problems
+from pgcluster.controller import attempts, problems
 from pgcluster.controller.observe import InstancePod, Observed
 from pgcluster.controller.wishes import Wish
 from pgcluster.render.postgres import demanding
@@ -36,9 +36,6 @@ from pgcluster.render.postgres import demanding
 _REVISION = "controller-revision-hash"
 _UNDER_WAY = ("checking", "holding", "stopping")
 _MAKING = ("bootstrapping", "cloning", "rewinding")
-# A hand-over that was refused is asked for again after so long, longer each time.
-_FIRST_PAUSE_S = 15.0
-_LONGEST_PAUSE_S = 300.0
 _PREFIX = "rollout-"  # of the requests for a hand-over
 
 
@@ -309,16 +306,17 @@ class _Decision:
             primary.outdated,
             *primary.pending,
         )
-        attempt, not_before, why = _attempt(self.observed, f"{_PREFIX}{wanted}")
-        if not_before is not None and self.now < not_before:
+        attempt = attempts.attempt(self.observed, f"{_PREFIX}{wanted}")
+        if attempt.not_before is not None and self.now < attempt.not_before:
             return Stopped(
-                f"{primary.name} could not hand over: {why}; it is tried again", primary.name
+                f"{primary.name} could not hand over: {attempt.why}; it is tried again",
+                primary.name,
             )
         return HandOver(
             f"{primary.name} hands over, for it is the last that is not up to date",
             Wish(
                 cause="rollout",
-                request=f"{_PREFIX}{wanted}-{attempt}",
+                request=attempt.request,
                 reason=f"a rolling change has come to {primary.name}, the primary",
                 avoid=frozenset(one.name for one in self.instances if one.due or one.ill),
             ),
@@ -415,32 +413,9 @@ def _images(manifest: Mapping[str, Any]) -> list[str | None]:
     return [container.get("image") for container in containers]
 
 
-def _attempt(observed: Observed, prefix: str) -> tuple[int, datetime | None, str]:
-    """Which attempt at a hand-over this is, when it may be made, and why the last one failed."""
-    last = _last_switchover(observed)
-    request, _, number = str(last.get("request") or "").rpartition("-")
-    if request != prefix or not number.isdecimal():
-        return 1, None, ""
-    done = int(number)
-    if last.get("state") not in ("Refused", "Failed", "Succeeded"):
-        return done, None, ""
-    pause_s = min(_LONGEST_PAUSE_S, _FIRST_PAUSE_S * 2 ** min(done - 1, 10))
-    ended = _time(last.get("endedAt"))
-    why = str(last.get("reason") or "no reason was given")
-    return done + 1, ended + timedelta(seconds=pause_s) if ended else None, why
-
-
 def _last_switchover(observed: Observed) -> Mapping[str, Any]:
     found: Mapping[str, Any] = (observed.cluster.get("status") or {}).get("lastSwitchover") or {}
     return found
-
-
-def _time(text: object) -> datetime | None:
-    try:
-        parsed = datetime.fromisoformat(str(text).replace("Z", "+00:00"))
-    except ValueError:
-        return None
-    return parsed if parsed.tzinfo else parsed.replace(tzinfo=UTC)
 
 
 def _digest(*parts: object) -> str:

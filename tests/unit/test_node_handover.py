@@ -98,8 +98,13 @@ def waits(*seen: Connection, poolers: tuple[Pooler, ...] = POOLERS, waited_s: fl
     return undrained(poolers, seen, epoch=EPOCH, waited_s=waited_s) or ""
 
 
-def test_it_is_time_when_all_have_acknowledged_and_nothing_runs() -> None:
-    assert waits(*ACKNOWLEDGED, IDLE) == ""
+def test_it_is_time_when_all_have_acknowledged_and_nothing_is_left() -> None:
+    assert waits(*ACKNOWLEDGED) == ""
+
+
+def test_an_idle_connection_may_have_a_query_under_way_but_sessions_are_not_waited_for() -> None:
+    assert waits(*ACKNOWLEDGED, IDLE) == "1 connections of the pools are still there"
+    assert waits(*ACKNOWLEDGED, IDLE, waited_s=0.3) == ""
 
 
 def test_each_pooler_is_waited_for_but_not_for_long() -> None:
@@ -126,7 +131,7 @@ def test_transactions_of_a_pooler_that_does_not_pause_are_not_waited_for() -> No
 def test_a_mute_pooler_cannot_acknowledge_but_its_transactions_count() -> None:
     mute = (replace(POOLERS[0], mute=True), POOLERS[1])
     assert "1 connections" in waits(ACKNOWLEDGED[1], BUSY, poolers=mute)
-    assert waits(ACKNOWLEDGED[1], IDLE, poolers=mute) == ""
+    assert waits(ACKNOWLEDGED[1], poolers=mute) == ""
 
 
 def test_without_poolers_nobody_is_waited_for() -> None:

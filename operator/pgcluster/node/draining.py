@@ -18,6 +18,8 @@ from pgcluster.node.hearing import Pooler
 ACKNOWLEDGE_S = 1.0
 # A transaction that still runs then is cut by the stop.
 DRAIN_S = 5.0
+# A pool that holds its clients closes its idle connections; in session mode they are the clients'.
+SESSIONS_S = 0.3
 
 CONNECTIONS: LiteralString = """
 SELECT application_name AS application, host(client_addr) AS address, coalesce(state, '') AS state,
@@ -59,6 +61,9 @@ def undrained(
 
     One that is mute cannot acknowledge, but what its pgbouncer does is seen. One that does not
     acknowledge in time has not paused, so that its transactions would never end.
+
+    An idle connection proves nothing: what pgbouncer sent before it paused may be on its way to a
+    backend that has not looked yet. Only when pgbouncer has closed it nothing is.
     """
     seen = tuple(connections)
     agents = {names.pooler_application(pooler.pod): pooler.pod for pooler in poolers}
@@ -70,9 +75,10 @@ def undrained(
     if late and waited_s < ACKNOWLEDGE_S:
         return f"{late[0]} has not acknowledged yet"
     addresses = {pooler.address for pooler in poolers if pooler.pod not in late}
-    busy = sum(
-        each.busy and each.address in addresses and each.application not in agents for each in seen
-    )
+    left = [each for each in seen if each.address in addresses and each.application not in agents]
+    busy = sum(each.busy for each in left)
     if busy and waited_s < DRAIN_S:
         return f"{busy} connections of the pools are in a transaction"
+    if left and waited_s < SESSIONS_S:
+        return f"{len(left)} connections of the pools are still there"
     return None

@@ -160,7 +160,8 @@ class LeaseKeeper:
         """Take the Lease, or renew it where it is ours already; False where that did not work.
 
         The caller has decided that it may: it is free, or its holder's container `ended`. A stale
-        view does no harm: the write carries the version that was looked at. `accepted` is the mark
+        view does no harm: where it has changed hands since, the caller has to decide anew, and the
+        write carries the version that was looked at. `accepted` is the mark
         from now on, where a person has accepted that what is beyond it is lost. `writes`: postgres
         starts as the primary as soon as this is done; a standby says so later, by `reserve`.
         """
@@ -257,13 +258,14 @@ class LeaseKeeper:
         return False
 
     async def _take(self, ended: str | None, accepted: WalPoint | None, *, writes: bool) -> bool:
+        decided_on = self._view
         manifest = await self._read()
-        if manifest is None:
+        if manifest is None or decided_on is None:
             return False
         # From here to the answer, so that no promise is given in between.
         self._taking = True
         record = self._parse(manifest)
-        if not self._may_take(record, ended):
+        if _hands(record) != _hands(decided_on.record) or not self._may_take(record, ended):
             return False
         self._announced = None
         self.taken_over = record.holder not in ("", self._me)
@@ -592,6 +594,11 @@ def _plan_annotations(announced: Announcement | None, successor: str | None) -> 
         names.ANNOTATION_PAUSING: str(announced is not None).lower(),
         names.ANNOTATION_SUCCESSOR: named or "",
     }
+
+
+def _hands(record: LeaseRecord) -> tuple[str, int]:
+    """Who has it, and in which epoch."""
+    return record.holder, record.epoch
 
 
 def _mark_annotations(point: WalPoint | None) -> dict[str, str]:

@@ -293,7 +293,7 @@ class Agent:
     async def _status(self, _: Mapping[str, Any]) -> Mapping[str, Any]:
         instance = self._instance
         return candidate_document(
-            instance.candidate(), instance.report(), {"epoch": instance.lease.epoch}
+            await instance.candidate_now(), instance.report(), {"epoch": instance.lease.epoch}
         )
 
     async def _acknowledge(self, document: Mapping[str, Any]) -> Mapping[str, Any]:

@@ -44,7 +44,7 @@ EXAMPLES = os.environ.get("MODEL_EXAMPLES")
 pytestmark = pytest.mark.timeout(0 if EXAMPLES else 300)
 
 searching = settings(
-    max_examples=int(EXAMPLES or 50),
+    max_examples=int(EXAMPLES or 40),
     derandomize=EXAMPLES is None,
     deadline=None,
     database=None,
@@ -205,11 +205,11 @@ def test_an_election_by_what_was_seen_before_is_found(monkeypatch: pytest.Monkey
 
     faults = (
         Fault(5.5, "lag", 1, 20.0),
-        Fault(0.5, "crash", "primary", 5.0),
-        Fault(0.2, "promote", 1, 1.0),
+        Fault(0.3, "crash", "primary", 5.0),
+        Fault(0.1, "promote", 1, 1.0),
     )
     monkeypatch.setattr(instance_module.Instance, "candidate_now", seen_before)
-    assert "lacks" in found(*faults, standbys=1, on_crash="failover", seeds=60)
+    assert "lacks" in found(*faults, standbys=1, on_crash="failover", seeds=40)
 
 
 def test_promotions_that_take_the_next_timeline_are_found(monkeypatch: pytest.MonkeyPatch) -> None:

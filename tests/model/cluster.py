@@ -484,12 +484,12 @@ class Cluster:
         for process in processes:
             process.freeze()
         if server is not None:
-            server.frozen = True
+            server.frozen += 1
         await asyncio.sleep(lasts_s)
         self.say(f"{at.name} wakes up")
         if server is not None:
             # A backend may be the first that runs.
-            server.frozen = False
+            server.frozen -= 1
             self.look()
         for process in processes:
             process.thaw()

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from pgcluster.api import names
 from tests.e2e import nodes, processes
+from tests.e2e.waiting import eventually
 from tests.e2e.world import World
 
 Heal = Callable[[], None]
+
+_HANDED_OVER_WITHIN_S = 60.0
 
 
 def _nothing() -> None:
@@ -27,6 +32,28 @@ def _kill_container(world: World, primary: str) -> Heal:
 
 def _delete_by_force(world: World, primary: str) -> Heal:
     world.cluster.delete_pod(primary, force=True)
+    return _nothing
+
+
+def _delete(world: World, primary: str) -> Heal:
+    world.cluster.delete_pod(primary)
+    return _wait_for_another(world, primary)
+
+
+def _switch_over(world: World, primary: str) -> Heal:
+    target = next(pod for pod in world.cluster.instances() if pod != primary)
+    request = f"{names.GROUP}/switchover={target}:b{time.time_ns()}"
+    world.cluster.kubectl.run("annotate", "pgcluster", world.cluster.name, request, "--overwrite")
+    return _wait_for_another(world, primary)
+
+
+def _wait_for_another(world: World, primary: str) -> Heal:
+    """What is asked for in order begins a while later; it is over when another is the primary."""
+
+    def other() -> bool:
+        return world.cluster.holder() not in ("", primary)
+
+    eventually(other, within=_HANDED_OVER_WITHIN_S, what="another instance is the primary")
     return _nothing
 
 
@@ -74,6 +101,8 @@ CASES = {
         ),
         Case("container-kill", "first process of the container killed", "restart", _kill_container),
         Case("pod-delete-force", "pod deleted by force", "restart", _delete_by_force),
+        Case("pod-delete", "pod deleted in order", "restart", _delete),
+        Case("switchover", "switchover by annotation", "restart", _switch_over),
         Case("node-off", "node switched off", "restart", _switch_node_off),
         Case("node-cut", "node cut off", "restart", _cut_node_off),
     )

@@ -168,8 +168,11 @@ class Site:
         return self.program("repmgr", "-f", self.conf(node), *arguments, check=check)
 
     def query(self, node: int, statement: str) -> list[tuple[Any, ...]]:
+        return self.query_in(node, "postgres", statement)
+
+    def query_in(self, node: int, database: str, statement: str) -> list[tuple[Any, ...]]:
         with psycopg.connect(
-            host=NODES[node], port=self.port, user="repmgr", dbname="postgres", autocommit=True
+            host=NODES[node], port=self.port, user="repmgr", dbname=database, autocommit=True
         ) as connection:
             cursor = connection.execute(statement.encode())
             return cursor.fetchall() if cursor.description else []
@@ -238,6 +241,29 @@ def test_the_commands_that_need_ssh_work_over_it(site: Site) -> None:
         "cluster matrix --csv",
     ):
         assert words in kinds
+
+
+@pytest.mark.timeout(180)
+def test_a_switchover_whose_stop_has_promoted_the_target_already_ends_well(site: Site) -> None:
+    """As with the agents: the stop is the whole hand-over, and repmgr's promotion finds it done."""
+    promote = f"{site.programs}/psql -h {NODES[2]} -p {site.port} -U repmgr -d postgres -qAtc"
+    with site.conf(1).open("a") as file:
+        file.write(
+            f"service_stop_command='{site.directory}/bin/stop > /dev/null'\n",
+        )
+    stop = site.directory / "bin" / "stop"
+    stop.write_text(
+        f"#!/bin/sh\n{site.programs}/pg_ctl -D {site.data(1)} -w -m fast stop\n"
+        f'{promote} "SELECT pg_promote()"\n'
+    )
+    stop.chmod(0o755)
+    with site.conf(2).open("a") as file:
+        file.write("service_promote_command='/bin/true'\n")
+    done = site.repmgr(2, "standby", "switchover", "--siblings-follow")
+    assert "STANDBY SWITCHOVER has completed successfully" in done.stderr, done.stderr
+    eventually(lambda: site.streaming(2) == {"n1", "n3"}, within=20, what="both follow")
+    rows = site.query_in(2, "shop", "SELECT node_name, type, active FROM repmgr.nodes ORDER BY 1")
+    assert rows == [("n1", "standby", True), ("n2", "primary", True), ("n3", "standby", True)]
 
 
 @pytest.mark.timeout(180)

@@ -33,6 +33,7 @@ def test_the_deletion_of_the_primarys_pod_is_a_handover(
     outcome = ordeal.ended()
     assert outcome.after != outcome.before
     assert outcome.gap_s < 15, outcome.counted
+    assert outcome.counted["errors"] == 0, outcome.counted["errors_by_text"]
     for pooler in shop.poolers():
         assert_pool_went_through_the_steps(shop, pooler, since)
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import os
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 
 import pytest
 
@@ -98,6 +98,15 @@ async def left(world: World, agent: Agent) -> None:
         agent.tasks.append(world.start(agent, agent.leave()))
 
 
+async def handed_over(world: World, agent: Agent) -> None:
+    """The primary, if this one is it, hands over to another, sound or not."""
+    other = world.agents[world.random.choice(sorted(world.names - {agent.name}))]
+    if agent.writes():
+        world.say(f"{agent.name} hands over to {other.name}")
+        called_off = world.random.random() < 0.1
+        agent.tasks.append(world.start(agent, agent.hand_over(other, called_off=called_off)))
+
+
 async def wanted(world: World, agent: Agent) -> None:
     """repmgrd, or a person, wants this one to be the primary, with or without a reason."""
     agent.tasks.append(world.start(agent, agent.gate(within_s=world.random.uniform(1, 20))))
@@ -125,6 +134,9 @@ FAULTS: tuple[Callable[[World, Agent], Awaitable[None]], ...] = (
     left,
     doomed,
     lagging,
+    handed_over,
+    handed_over,
+    handed_over,
     wanted,
     wanted,
 )
@@ -268,6 +280,88 @@ def test_a_lost_promotion_leaves_its_timeline_unused(monkeypatch: pytest.MonkeyP
     monkeypatch.setattr(lease_module.LeaseKeeper, "reserve", next_one)
     found = broken_by(5, instances=5, life=lost_right_after_its_promotion)
     assert "another has begun before" in found
+
+
+STEPS = ("asked", "announced", "drained", "stopped", "released", "named", "taken", "promoted")
+
+
+async def _settle(world: World) -> Agent:
+    """Wait for one writer whom all others follow."""
+    for _ in range(900):
+        await asyncio.sleep(0.1)
+        writers = [agent for agent in world.agents.values() if agent.writes()]
+        others = [agent for agent in world.agents.values() if agent not in writers]
+        if len(writers) == 1 and all(o.postgres.follows == writers[0].name for o in others):
+            return writers[0]
+    raise world.violation("no primary that all others follow")
+
+
+async def _dies_after(world: World, step: str, agents: Sequence[Agent]) -> None:
+    """Whoever of them takes a step dies with it, and comes back."""
+    while True:
+        for agent in agents:
+            if step in agent.steps:
+                agent.steps.clear()
+                await killed(world, agent)
+                return
+        await asyncio.sleep(0.0005)
+
+
+def a_handover_cut_off(step: str) -> Callable[[World], Awaitable[None]]:
+    async def life(world: World) -> None:
+        trying = world.start(None, elections(world))
+        primary = await _settle(world)
+        trying.cancel()
+        # Whoever still stands before the gate goes away.
+        await asyncio.sleep(21)
+        successor = next(agent for agent in world.agents.values() if agent is not primary)
+        world.say(f"{primary.name} hands over to {successor.name}, until one has {step}")
+        dying = world.start(None, _dies_after(world, step, (primary, successor)))
+        primary.tasks.append(world.start(primary, primary.hand_over(successor)))
+        await asyncio.sleep(5)
+        trying = world.start(None, elections(world))
+        await asyncio.sleep(15)
+        dying.cancel()
+        await _settle(world)
+        trying.cancel()
+        assert any("is killed" in line for line in world.history), world.history
+
+    return life
+
+
+@pytest.mark.parametrize("standbys", [0, 1])
+@pytest.mark.parametrize("step", STEPS)
+def test_a_handover_that_is_cut_off_at_any_step_ends_with_one_primary(
+    step: str, standbys: int
+) -> None:
+    for seed in range(3):
+        run(seed, standbys=standbys, life=a_handover_cut_off(step))
+
+
+async def a_handover(world: World) -> None:
+    """Nobody elects: whoever was named is the primary afterwards, by its own agent alone."""
+    trying = world.start(None, elections(world))
+    primary = await _settle(world)
+    trying.cancel()
+    await asyncio.sleep(21)
+    for successor in list(world.agents.values()) * 2:
+        if successor is primary:
+            continue
+        acknowledged = set(world.acknowledged_commits)
+        primary.tasks.append(world.start(primary, primary.hand_over(successor)))
+        await asyncio.sleep(3.0)
+        after = await _settle(world)
+        kept = {commit.number for commit in after.postgres.log}
+        if not acknowledged <= kept:
+            raise world.violation(f"{after.name} lacks what {primary.name} had acknowledged")
+        if after is not successor:
+            raise world.violation(f"{after.name} is the primary, and not {successor.name}")
+        primary = after
+
+
+def test_a_handover_without_a_fault_loses_nothing_even_without_a_quorum() -> None:
+    for seed in range(10):
+        run(seed, life=a_handover)
 
 
 async def the_only_one_that_knows_is_away(world: World) -> None:

@@ -104,6 +104,9 @@ class Agent:
         self.promoting = False
         self.inherited: tuple[Quorum, ...] = ()
         self.lagging = False  # receives nothing, though it could
+        self.final: WalPoint | None = None  # the end of its WAL after a stop in order
+        self.step = asyncio.Event()  # a step of a hand-over is over
+        self.steps: list[str] = []
         self.acknowledged = 0  # how many commits of its log were, as long as it is the primary
         self.begin()
 
@@ -123,9 +126,11 @@ class Agent:
             renewed=self._renewed,
             changed=asyncio.Event(),
         )
+        self.final = None
         self.tasks = [
             self.world.start(self, self._watch()),
             self.world.start(self, self.keeper.keep()),
+            self.world.start(self, self._succeed()),
         ]
 
     def clock_s(self) -> float:
@@ -163,6 +168,14 @@ class Agent:
         await asyncio.gather(*self.tasks, return_exceptions=True)
         self.end()
         self.promoting = False
+
+    def copy_from(self, source: Agent) -> None:
+        """Have what another has, as its standby."""
+        self.postgres.follows = source.name
+        self.postgres.was_primary = False
+        self.final = None
+        self.postgres.log = list(source.postgres.log)
+        self.postgres.timeline = source.postgres.timeline
 
     def end(self) -> None:
         """postgres does not run any more."""
@@ -202,6 +215,7 @@ class Agent:
                 if until_s is not None and self.keeper.holding():
                     self.fence_s = until_s
                     postgres.running = postgres.primary = True
+                    self.final = None
                     self.world.say(f"{self.name} goes on as the primary")
                     self.world.look()
             case StartStandby():
@@ -218,10 +232,73 @@ class Agent:
 
     async def leave(self) -> None:
         """A stop in order, and a start a while later."""
+        was_primary = self.postgres.primary
         self.end()
+        self.final = self.postgres.point if was_primary else None
         await self.keeper.release()
         await asyncio.sleep(self.world.random.uniform(0.5, 5.0))
         await self.boot()
+
+    async def hand_over(self, successor: Agent, *, called_off: bool = False) -> None:
+        """A planned hand-over as the primary has it: node/handover.py, without its shell.
+
+        An order that is carried out late, or twice, must do no harm, so nothing is checked first.
+        """
+        chance = self.world.random
+        if not self.writes():
+            return
+        self.took("asked")
+        if not await self.keeper.announce(successor.name):
+            await self.keeper.withdraw()
+            return
+        self.took("announced")
+        await asyncio.sleep(chance.uniform(0.0, 1.0))
+        await self.awake.wait()
+        if called_off or not self.writes():
+            await self.keeper.withdraw()
+            return
+        self.took("drained")
+        # In order: who streams has everything.
+        self.end()
+        if self.reaches(successor) and successor.postgres.follows == self.name:
+            successor.copy_from(self)
+        self.final = self.postgres.point
+        self.took("stopped")
+        await asyncio.sleep(chance.uniform(0.0, 0.05))
+        complete = successor.postgres.running and successor.postgres.point >= self.final
+        if complete and self.reaches(successor):
+            await self.keeper.release(handover=True, successor=successor.name)
+            self.took("released")
+        else:
+            await self.keeper.withdraw()
+        await self.boot()
+
+    def took(self, step: str) -> None:
+        """A step of a hand-over, or of a succession, is over."""
+        self.steps.append(step)
+        self.step.set()
+
+    async def _succeed(self) -> None:
+        """The successor of a planned hand-over: node/promotion.py, `succeed`."""
+        while True:
+            await self.keeper.named.wait()
+            self.keeper.named.clear()
+            await self.awake.wait()
+            view, postgres = self.keeper.view, self.postgres
+            if self.promoting or not postgres.running or postgres.primary or view is None:
+                continue
+            if view.kept_for(self.clock_s()) != self.name:
+                continue
+            self.promoting = True
+            try:
+                if isinstance(decide_gate(self._gate_facts(None)), Take):
+                    self.took("named")
+                    if reserved := await self.keeper.succeed(postgres.timeline):
+                        self.took("taken")
+                        await self._begin(reserved)
+                        self.took("promoted")
+            finally:
+                self.promoting = False
 
     async def gate(self, *, within_s: float) -> None:
         """Somebody wants this standby to be the primary: node/promotion.py, without its shell."""
@@ -241,17 +318,7 @@ class Agent:
         others: dict[str, Candidate] | None = None
         while True:
             await self.awake.wait()
-            facts = GateFacts(
-                me=self.name,
-                now_s=self.clock_s(),
-                lease=self.keeper.view,
-                holding=self.keeper.holding(),
-                candidate=self.candidate(),
-                members=len(self.world.agents),
-                maximum_lag_bytes=self.world.maximum_lag,
-                holder_serves=None,
-                others=others,
-            )
+            facts = self._gate_facts(others)
             match decide_gate(facts):
                 case Pass():
                     return True
@@ -267,8 +334,23 @@ class Agent:
             others = None
             await asyncio.sleep(0.1)
 
+    def _gate_facts(self, others: dict[str, Candidate] | None) -> GateFacts:
+        return GateFacts(
+            me=self.name,
+            now_s=self.clock_s(),
+            lease=self.keeper.view,
+            holding=self.keeper.holding(),
+            candidate=self.candidate(),
+            members=len(self.world.agents),
+            maximum_lag_bytes=self.world.maximum_lag,
+            holder_serves=None,
+            others=others,
+        )
+
     async def _promote(self) -> None:
-        reserved = await self.keeper.reserve(self.postgres.timeline)
+        await self._begin(await self.keeper.reserve(self.postgres.timeline))
+
+    async def _begin(self, reserved: int | None) -> None:
         await self.awake.wait()
         until_s = self.keeper.valid_until_s
         if reserved is None or until_s is None or self.postgres.primary:
@@ -281,11 +363,14 @@ class Agent:
         self.postgres.timeline = reserved
         self.postgres.primary = self.postgres.was_primary = True
         self.acknowledged = 0
+        self.final = None
         self.postgres.follows = None
         self.world.promoted(self)
 
     def _mark(self) -> Mark:
         postgres = self.postgres
+        if self.final is not None and not postgres.running:
+            return Mark(SYSTEM, self.final, final=True)
         return Mark(SYSTEM, postgres.point if postgres.primary else None)
 
     def _quorums(self) -> tuple[Quorum, ...]:
@@ -560,10 +645,7 @@ class World:
             return  # it is about to be promoted
         if standby.postgres.follows != source.name and self.random.random() < 0.9:
             return  # it takes a while to find, rewind or clone
-        standby.postgres.follows = source.name
-        standby.postgres.was_primary = False
-        standby.postgres.log = list(source.postgres.log)
-        standby.postgres.timeline = source.postgres.timeline
+        standby.copy_from(source)
 
     def _acknowledge_commits(self) -> None:
         for agent in self.agents.values():

@@ -170,3 +170,36 @@ def test_a_held_lease_is_never_taken(
         assert holder in ("", ME) or age_s > 6.0
         assert timeline >= AT.timeline
         assert not leaving
+
+
+def handed_over(to: str | None, *, seen_s: float = NOW, final: bool = True) -> LeaseView:
+    record = LeaseRecord(
+        "", 1, 6.0, "t", Mark("7001", AT, final), last_holder=OTHER, handover=True, successor=to
+    )
+    return LeaseView(record, seen_s)
+
+
+def test_the_successor_of_a_handover_takes_the_lease_and_asks_nobody() -> None:
+    decision = decide_gate(replace(FACTS, lease=handed_over(ME), others=None))
+    assert isinstance(decision, Take)
+    assert f"{OTHER} hands over to {ME}" in decision.reason
+
+
+def test_a_successor_that_lacks_something_asks_the_others_as_ever() -> None:
+    behind = has(WalPoint(2, Lsn.parse("0/4FFFFFF")))
+    facts = replace(FACTS, lease=handed_over(ME), candidate=behind, others=None)
+    assert isinstance(decide_gate(facts), Ask)
+    far_behind = has(WalPoint(2, Lsn.parse("0/4000000")))
+    assert isinstance(decide_gate(replace(facts, candidate=far_behind)), Deny)
+
+
+def test_a_lease_that_is_handed_over_is_left_to_its_successor_for_a_while() -> None:
+    for age_s, expected in ((0.0, Hold), (9.9, Hold), (10.1, Take)):
+        lease = handed_over("shop-2", seen_s=NOW - age_s)
+        assert isinstance(decide_gate(replace(FACTS, lease=lease)), expected)
+    forced = replace(FACTS, lease=handed_over("shop-2"), forced=(ME, 1))
+    assert isinstance(decide_gate(forced), Take), "a person's word comes first"
+
+
+def test_a_handover_without_a_name_is_anybodys() -> None:
+    assert isinstance(decide_gate(replace(FACTS, lease=handed_over(None))), Take)

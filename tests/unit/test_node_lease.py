@@ -168,6 +168,127 @@ async def test_who_only_takes_the_lease_leaves_what_the_last_primary_wrote(
     assert await second.reserve(2) == 4, "each promotion has a number of its own"
 
 
+async def seen(member: Member) -> LeaseRecord:
+    await member.look()
+    assert member.view is not None
+    return member.view.record
+
+
+async def test_an_announcement_stands_until_it_is_withdrawn(api: Api, clock: Clock) -> None:
+    first, second, _ = await members(api)
+    assert await first.announce("shop-1")
+    for _ in range(3):
+        clock.now_s += 1
+        await first.renew()
+        record = await seen(second)
+        assert (record.pausing, record.successor) == (True, "shop-1")
+    assert await first.withdraw()
+    for _ in range(2):
+        record = await seen(second)
+        assert (record.pausing, record.successor, record.holder) == (False, None, "shop-0")
+        await first.renew()
+
+
+async def test_a_restart_in_place_is_announced_without_a_successor(api: Api, clock: Clock) -> None:
+    first, second, _ = await members(api)
+    assert await first.announce()
+    record = await seen(second)
+    assert (record.pausing, record.successor) == (True, None)
+
+
+async def test_nobody_but_the_holder_announces(api: Api, clock: Clock) -> None:
+    first, second, _ = await members(api)
+    assert not await second.announce("shop-2")
+    clock.now_s += 5
+    assert not await first.announce("shop-1"), "its right to write has run out"
+
+
+async def test_an_announcement_that_was_not_heard_is_not_repeated(api: Api, clock: Clock) -> None:
+    first, second, _ = await members(api)
+    api.away = True
+    assert not await first.announce("shop-1")
+    api.away = False
+    await first.renew()
+    assert not (await seen(second)).pausing
+
+
+async def test_a_withdrawal_that_was_not_heard_is_told_by_the_next_renewal(
+    api: Api, clock: Clock
+) -> None:
+    first, second, _ = await members(api)
+    assert await first.announce("shop-1")
+    api.away = True
+    assert not await first.withdraw()
+    api.away = False
+    await first.renew()
+    assert not (await seen(second)).pausing
+
+
+async def test_a_new_process_of_the_holder_announces_nothing(api: Api, clock: Clock) -> None:
+    first, second, _ = await members(api)
+    assert await first.announce("shop-1")
+    again = Member(api, "shop-0")
+    await again.look()
+    assert await again.take(writes=True)
+    record = await seen(second)
+    assert (record.holder, record.pausing, record.successor) == ("shop-0", False, None)
+
+
+async def test_a_lease_that_is_handed_over_names_its_successor_alone(
+    api: Api, clock: Clock
+) -> None:
+    first, second, third = await members(api)
+    assert await first.announce("shop-1")
+    assert await first.release(handover=True, successor="shop-1")
+    for member in (second, third):
+        record = await seen(member)
+        assert (record.holder, record.handover) == ("", True)
+        assert (record.pausing, record.successor) == (False, "shop-1")
+    assert second.named.is_set()
+    assert not third.named.is_set()
+    assert not first.holding()
+
+
+async def test_the_successor_takes_the_lease_and_its_timeline_in_one_write(
+    api: Api, clock: Clock
+) -> None:
+    first, second, third = await members(api)
+    assert await first.release(handover=True, successor="shop-1")
+    await second.look()
+    assert await third.succeed(2) is None
+    before = api.requests
+    second.mark = Mark("7001", None)
+    assert await second.succeed(2) == 3
+    assert api.requests == before + 1
+    assert second.holding()
+    assert second.inherited == (QUORUM,)
+    record = await seen(third)
+    assert (record.holder, record.writer, record.reserved) == ("shop-1", "shop-1", 3)
+    assert (record.successor, record.handover, record.mark.final) == (None, False, False)
+    assert record.mark.point == first.mark.point
+
+
+async def test_a_successor_that_was_outrun_takes_nothing(api: Api, clock: Clock) -> None:
+    first, second, third = await members(api)
+    assert await first.release(handover=True, successor="shop-1")
+    await second.look()
+    await third.look()
+    assert await third.take()
+    assert await second.succeed(2) is None
+    assert not second.holding()
+    record = await seen(second)
+    assert (record.holder, record.successor) == ("shop-2", None)
+
+
+async def test_a_release_without_a_plan_names_nobody(api: Api, clock: Clock) -> None:
+    first, second, _ = await members(api)
+    assert await first.announce("shop-1")
+    assert await first.release()
+    record = await seen(second)
+    assert (record.handover, record.successor, record.pausing) == (False, None, False)
+    assert not second.named.is_set()
+
+
 async def test_validity_counts_from_before_the_request(api: Api, clock: Clock) -> None:
     first, _, _ = await members(api)
     clock.now_s += 1

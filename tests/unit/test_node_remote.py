@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shlex
+from collections.abc import Mapping
 
 import pytest
 from hypothesis import given
@@ -258,8 +259,10 @@ def ran(monkeypatch: pytest.MonkeyPatch) -> list[list[str]]:
     """Programs that were started, none of them really."""
     started: list[list[str]] = []
 
-    async def run(arguments: list[str], *, deadline_s: float, apart: bool) -> Result:
-        started.append(list(arguments))
+    async def run(
+        arguments: list[str], *, deadline_s: float, apart: bool, env: Mapping[str, str]
+    ) -> Result:
+        started.append([*arguments, env["PGCLUSTER_ASKED_BY"]])
         assert apart
         return Result(3, "x" * 200_000, "told\n")
 
@@ -268,16 +271,31 @@ def ran(monkeypatch: pytest.MonkeyPatch) -> list[list[str]]:
 
 
 async def test_status_output_and_errors_come_back_and_are_bounded(ran: list[list[str]]) -> None:
-    answer = await Remote(lambda: BINDIR).run({"command": f"{R} node status --is-shutdown-cleanly"})
-    assert ran == [shlex.split(f"{R} --is-shutdown-cleanly node status")]
+    others = ("shop-1", "shop-2")
+    answer = await Remote(lambda: BINDIR, lambda: others).run(
+        {"command": f"{R} node status --is-shutdown-cleanly"}
+    )
+    assert ran == [[*shlex.split(f"{R} --is-shutdown-cleanly node status"), ""]]
     assert answer["status"] == 3
     assert answer["errors"] == "told\n"
     assert len(answer["output"]) <= 64 * 1024
 
 
+@pytest.mark.parametrize(
+    ("asking", "told"),
+    [("shop-1", "shop-1"), ("shop-9", ""), ("shop-1; id", ""), (["shop-1"], ""), (None, "")],
+)
+async def test_who_asks_is_told_where_it_is_an_instance_of_this_cluster(
+    ran: list[list[str]], asking: object, told: str
+) -> None:
+    remote = Remote(lambda: BINDIR, lambda: ("shop-1", "shop-2"))
+    await remote.run({"command": f"{R} node service --action=stop", "from": asking})
+    assert [words[-1] for words in ran] == [told]
+
+
 async def test_a_refusal_is_an_answer_and_starts_nothing(ran: list[list[str]]) -> None:
     for body in ({"command": "id"}, {"command": ["id"]}, {"command": None}, {}):
-        answer = await Remote(lambda: BINDIR).run(body)
+        answer = await Remote(lambda: BINDIR, lambda: ()).run(body)
         assert answer["status"] == 126
         assert "refused" in answer["errors"]
     assert ran == []

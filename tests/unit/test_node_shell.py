@@ -15,6 +15,7 @@ from typing import Any, cast
 
 import pytest
 
+from pgcluster.api import names
 from pgcluster.api.config import ClusterConfig
 from pgcluster.api.errors import RetryError
 from pgcluster.api.reports import InstanceReport
@@ -222,6 +223,26 @@ async def test_a_command_of_repmgr_reaches_the_agent_and_brings_back_its_verdict
     assert heard == [arguments]
     assert stdout == b"", "repmgr reads one line and closes the pipe: the client must be silent"
     assert stderr.decode() == (answer[1] + "\n" if status else "")
+
+
+async def test_a_stop_that_a_peer_asks_for_names_who_asks(tmp_path: Path) -> None:
+    heard: list[list[str]] = []
+
+    async def handler(words: list[str]) -> tuple[bool, str]:
+        heard.append(words)
+        return True, ""
+
+    path = str(tmp_path / "agent.sock")
+    server = await ipc.serve(path, handler)
+    for asked_by in ("shop-1", ""):
+        for words in (["service", "stop"], ["gate"]):
+            process = await asyncio.create_subprocess_exec(
+                *(sys.executable, "-I", "-S", str(client.__file__), *words),
+                env={"PGCLUSTER_AGENT_SOCKET": path, names.ENV_ASKED_BY: asked_by},
+            )
+            assert await process.wait() == 0
+    server.close()
+    assert heard == [["service", "stop", "shop-1"], ["gate"], ["service", "stop"], ["gate"]]
 
 
 def test_without_an_agent_the_gate_stays_shut(tmp_path: Path) -> None:

@@ -281,3 +281,15 @@ def test_whatever_is_seen_nobody_writes_in_doubt(facts: StartFacts) -> None:
 def test_decisions_name_their_upstream(holder: str) -> None:
     decision = decide_start(replace(FACTS, lease=lease(holder, mark=mark()), holder_serves=True))
     assert holder in decision.reason
+
+
+def test_who_has_handed_over_waits_for_the_successor_and_not_for_ever() -> None:
+    record = LeaseRecord(
+        "", 3, 6.0, "t", replace(mark(), final=True), last_holder=ME, handover=True, successor=OTHER
+    )
+    facts = replace(FACTS, data=data(was_primary=True), lease=LeaseView(record, NOW), peers={})
+    decision = decide_start(facts)
+    assert isinstance(decision, Wait)
+    assert OTHER in decision.reason
+    assert decision.condition is None
+    assert isinstance(decide_start(replace(facts, now_s=NOW + 11)), TakeLease)

@@ -24,7 +24,7 @@ from pgcluster.api import names
 from pgcluster.api.config import ClusterConfig
 from pgcluster.api.models import PgCluster
 from pgcluster.render import cluster as render
-from pgcluster.render import lease, secrets
+from pgcluster.render import disruption, lease, secrets
 from pgcluster.render.metadata import Manifest
 
 ROOT = Path(__file__).parents[2]
@@ -314,6 +314,19 @@ def test_an_anti_affinity_of_the_users_replaces_ours() -> None:
     wanted: Manifest = {"podAntiAffinity": {"requiredDuringSchedulingIgnoredDuringExecution": []}}
     spec = {**MINIMAL, "scheduling": {"affinity": wanted}}
     assert the(manifests(spec), "StatefulSet")["spec"]["template"]["spec"]["affinity"] == wanted
+
+
+@pytest.mark.parametrize("instances", range(1, 6))
+def test_a_drain_can_go_on_and_never_takes_a_majority(instances: int) -> None:
+    spec = {"instances": instances, "storage": {"size": "1Gi"}}
+    cluster = PgCluster.model_validate(
+        {"metadata": {"name": "shop", "namespace": "prod", "uid": "u"}, "spec": spec}
+    )
+    found = [b for b in disruption.budgets(cluster) if b["metadata"]["name"] == "shop"]
+    allowed = [budget["spec"]["maxUnavailable"] for budget in found]
+    # One at a time is always allowed, or a node could never be drained; a lone one has no budget.
+    assert allowed == ([1] if instances > 1 else [])
+    assert instances < 3 or (instances - 1) * 2 > instances
 
 
 # --- Services, budgets, ConfigMaps ------------------------------------------------------------

@@ -426,7 +426,8 @@ class Pooler(Model):
 
 
 class FailoverRecord(Model):
-    """One change of primary; durations count from when the loss was detected."""
+    """One change of primary; durations count from when the loss was detected, or the successor was
+    told to take over."""
 
     from_: str | None = Field(default=None, alias="from")
     """The primary before."""

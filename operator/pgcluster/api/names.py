@@ -108,6 +108,7 @@ HOSTS_FILE = f"{RUN}/hosts"
 LEASE_FILE = f"{RUN}/lease"  # until when postgres may write: from the guard to pgcluster_fence
 TERMINATION_LOG = "/dev/termination-log"  # the kubelet reads it when the container has ended
 SPACE_CONF = f"{RUN}/space.conf"  # what postgres may not do while a volume is full
+ENV_ASKED_BY = "PGCLUSTER_ASKED_BY"  # of repmgr's commands for a peer: which instance asks
 AGENT_CLIENT = "/usr/local/bin/pgcluster-event"  # repmgr's commands call it
 
 # --- mounts shared by the pods ----------------------------------------------------------------

@@ -34,9 +34,10 @@ class _Report(BaseModel):
 class PromotionPhases(_Report):
     """When each phase of the last promotion ended, RFC 3339 UTC with microseconds.
 
-    `detected` is when the promoted instance noticed the loss of its primary (or was asked to
-    take over), `gate` when it had the Lease, `promoted` when it accepted writes, `config` when
-    it sent the pools' databases section that names it.
+    `cause` is `failover`, `switchover` (`previous` has handed over) or `start`. `detected` is when
+    the promoted instance noticed the loss of its primary (or was asked to take over), `gate` when
+    it had the Lease, `promoted` when it accepted writes, `config` when it sent the pools' databases
+    section that names it.
     """
 
     primary: str

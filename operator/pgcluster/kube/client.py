@@ -10,6 +10,8 @@ import asyncio
 import json
 import logging
 import random
+import socket
+import struct
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, Self
@@ -29,6 +31,11 @@ _CONNECT_S = 5.0
 # in between, so that a connection that went silent is known to be dead.
 _WATCH_S = 300
 _WATCH_SILENCE_S = 70.0
+_KEEPALIVE = (
+    (socket.TCP_KEEPIDLE, 10),
+    (socket.TCP_KEEPINTVL, 5),
+    (socket.TCP_KEEPCNT, 3),
+)
 _PAGE = 500
 _BACKOFF_S = (0.1, 0.2, 0.5, 1.0, 2.0, 5.0)
 
@@ -56,7 +63,7 @@ class KubeClient:
         self._identity = identity
         self._timeout = aiohttp.ClientTimeout(total=request_timeout_s, connect=_CONNECT_S)
         self._session = aiohttp.ClientSession(
-            connector=aiohttp.TCPConnector(ssl=identity.tls or True, limit=0),
+            connector=_connector(identity),
             # One object is one line of a watch, and may be large.
             read_bufsize=1 << 21,
         )
@@ -86,9 +93,8 @@ class KubeClient:
                 request.headers["Authorization"] = authorization
             return await handler(request)
 
-        connector = aiohttp.TCPConnector(ssl=self._identity.tls or True, limit=0)
         return self._identity.host, aiohttp.ClientSession(
-            connector=connector, middlewares=(authorize,), read_bufsize=1 << 21
+            connector=_connector(self._identity), middlewares=(authorize,), read_bufsize=1 << 21
         )
 
     # --- reading ------------------------------------------------------------------------------
@@ -314,6 +320,27 @@ class KubeClient:
                     yield event["type"], event["object"]
         except (aiohttp.ClientError, OSError, TimeoutError, ValueError) as error:
             raise _unreachable(error) from error
+
+
+def _connector(identity: Credentials) -> aiohttp.TCPConnector:
+    return aiohttp.TCPConnector(ssl=identity.tls or True, limit=0, socket_factory=_socket)
+
+
+def _socket(address: tuple[Any, ...]) -> socket.socket:
+    """A connection that is over when it is closed, and that notices within half a minute that its
+    other end is gone.
+
+    By default the kernel goes on trying to deliver what was written before the close, for minutes:
+    a request that was given up while the network was cut arrives when it is whole again, and undoes
+    what was written after it.
+    """
+    family, kind, protocol, *_ = address
+    made = socket.socket(family, kind, protocol)
+    made.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+    made.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+    for option, value in _KEEPALIVE:
+        made.setsockopt(socket.IPPROTO_TCP, option, value)
+    return made
 
 
 def _answer(status: int, text: bytes) -> Manifest:

@@ -17,18 +17,27 @@ from typing import Any
 from pgcluster.api import names
 from pgcluster.api.config import ClusterConfig
 from pgcluster.api.errors import FatalError, PgClusterError, RetryError
+from pgcluster.api.wal import Lsn, WalPoint
 from pgcluster.clock import monotonic_s
 from pgcluster.kube.client import KubeClient
-from pgcluster.kube.resources import CONFIG_MAPS
+from pgcluster.kube.resources import CONFIG_MAPS, PODS
 from pgcluster.node import files, http, ipc, peers
+from pgcluster.node.handover import Handover
 from pgcluster.node.instance import Instance
-from pgcluster.node.members import Reporter, candidate_document, parse_failsafe
+from pgcluster.node.members import (
+    FOLLOWS_PLANS,
+    Reporter,
+    candidate_document,
+    parse_failsafe,
+)
 from pgcluster.node.metrics import Metrics
 from pgcluster.node.remote import Remote
 from pgcluster.node.running import Running
 from pgcluster.node.settings import Settings
 from pgcluster.node.stopped import Stopped
 from pgcluster.render import repmgr as render_repmgr
+from pgcluster.repmgr import refusal
+from pgcluster.topology.pods import report_of
 
 log = logging.getLogger(__name__)
 
@@ -37,6 +46,11 @@ _ALIVE_WITHIN_S = 30.0
 _SUCCESSOR_WITHIN_S = 10.0
 # How long postgres stays down after `repmgr node service --action=stop` before the agent acts.
 _HANDS_OFF_S = 120.0
+# repmgr's own checks take seconds; less than whoever asks waits for.
+_REHEARSAL_S = 15.0
+# What was sent is received within moments, or was lost with its connection.
+_RECEIVED_S = 0.3
+_RECEIVED_POLL_S = 0.01
 
 
 class Agent:
@@ -51,7 +65,8 @@ class Agent:
         self._instance = Instance(
             settings, client, config, wake=self._wake, leaving=self._stopping.is_set
         )
-        self._running = Running(self._instance, Metrics(self._instance.registry))
+        self._handover = Handover(self._instance)
+        self._running = Running(self._instance, self._handover, Metrics(self._instance.registry))
         self._stopped = Stopped(self._instance)
         self._reporter = Reporter(
             client, namespace=settings.namespace, me=settings.pod, report=self._instance.report
@@ -69,12 +84,16 @@ class Agent:
             ready=self._instance.ready,
             registry=self._instance.registry,
         )
-        remote = Remote(lambda: render_repmgr.bindir(self._instance.config.postgres_major))
+        remote = Remote(
+            lambda: render_repmgr.bindir(self._instance.config.postgres_major), self._others
+        )
         peer_runner = await peers.serve(
             {
                 ("GET", "/status"): self._status,
                 ("POST", "/failsafe"): self._acknowledge,
                 ("POST", "/run"): remote.run,
+                ("POST", "/ready-for-switchover"): self._rehearse,
+                ("POST", "/complete"): self._complete,
             },
             self._instance.credentials,
         )
@@ -104,6 +123,7 @@ class Agent:
             for name, coroutine in (
                 ("lease-watch", instance.lease.watch()),
                 ("lease-keep", instance.lease.keep()),
+                ("succession", self._succeed()),
                 ("config-watch", self._watch_config()),
                 ("report", self._keep_reporting()),
                 ("events", instance.events.run()),
@@ -185,6 +205,10 @@ class Agent:
         instance = self._instance
         instance.say("stopping", "the pod is being stopped")
         was_primary = instance.standing.primary
+        if was_primary and instance.config.instances > 1 and instance.config.failover.automatic:
+            outcome = await self._handover.leave()
+            log.info("the primary is being stopped: %s", outcome.reason)
+        # What a hand-over has done already is done; without one clients notice.
         await instance.stop_repmgrd()
         await instance.stop_postgres()
         await instance.lease.release()
@@ -266,12 +290,13 @@ class Agent:
             return True, ""
         if action not in ("start", "stop", "restart"):
             return False, f"unknown service action {action!r}"
+        if action == "stop" and instance.standing.primary:
+            return await self._stop_primary(words[1] if len(words) > 1 else None)
         if action in ("stop", "restart"):
             # First of all, so that the loop does not take the end for a crash.
             instance.hands_off_until_s = monotonic_s() + _HANDS_OFF_S
             await instance.stop_postgres()
         if action == "stop":
-            # Most likely for `repmgr standby switchover`, whose target is not to be outrun.
             await instance.lease.release(handover=True)
             return True, ""
         instance.hands_off_until_s = 0.0
@@ -280,6 +305,27 @@ class Agent:
             return True, ""
         self._wake.set()
         return await self._until_running()
+
+    async def _stop_primary(self, asked_by: str | None) -> tuple[bool, str]:
+        """Stop the primary: for `repmgr standby switchover` on a standby, or for a person here."""
+        instance = self._instance
+        if asked_by in self._others():
+            # Down until repmgr has it rejoin; refused, nothing has changed.
+            outcome = await self._handover.give(asked_by)
+            return outcome.done, "" if outcome.done else outcome.reason
+        if reason := await self._handover.stop():
+            log.info("the pools are not held: %s", reason)
+        instance.hands_off_until_s = monotonic_s() + _HANDS_OFF_S
+        await instance.stop_postgres()
+        # Whoever is told to take over is not to be outrun.
+        await instance.lease.release(handover=True)
+        await self._handover.let_go()
+        return True, ""
+
+    def _others(self) -> tuple[str, ...]:
+        config = self._instance.config
+        pods = (names.pod(config.name, ordinal) for ordinal in range(config.instances))
+        return tuple(pod for pod in pods if pod != self._instance.me)
 
     async def _until_running(self) -> tuple[bool, str]:
         while not self._instance.in_service:
@@ -293,8 +339,51 @@ class Agent:
     async def _status(self, _: Mapping[str, Any]) -> Mapping[str, Any]:
         instance = self._instance
         return candidate_document(
-            instance.candidate(), instance.report(), {"epoch": instance.lease.epoch}
+            instance.candidate(),
+            instance.report(),
+            {"epoch": instance.lease.epoch, FOLLOWS_PLANS: True},
         )
+
+    async def _rehearse(self, _: Mapping[str, Any]) -> Mapping[str, Any]:
+        """The primary is to hand over to this instance: what does repmgr say?"""
+        result = await self._instance.duties.repmgr.rehearse_switchover(within_s=_REHEARSAL_S)
+        return {} if result.status == 0 else {"refused": refusal(result)}
+
+    async def _complete(self, document: Mapping[str, Any]) -> Mapping[str, Any]:
+        """The primary has stopped at a position: is all of it here?"""
+        instance = self._instance
+        try:
+            wanted = WalPoint(int(document["timeline"]), Lsn.parse(document["lsn"]))
+        except (KeyError, TypeError, ValueError) as error:
+            raise RetryError(f"this is no position: {error}") from error
+        deadline_s = monotonic_s() + _RECEIVED_S
+        while True:
+            instance.standing.see(await instance.server.local.observe())
+            point = instance.standing.point
+            if point is not None and point >= wanted:
+                return {}
+            if monotonic_s() > deadline_s:
+                return {"refused": f"it has received {point}, and not {wanted}"}
+            await asyncio.sleep(_RECEIVED_POLL_S)
+
+    async def _succeed(self) -> None:
+        """As soon as a primary hands over to this instance, take over; for ever.
+
+        Beside the loop, which may be in the middle of something: clients wait.
+        """
+        instance = self._instance
+        while True:
+            await instance.lease.named.wait()
+            instance.lease.named.clear()
+            if not instance.server.running or self._stopping.is_set():
+                continue
+            try:
+                await instance.succeed()
+            except PgClusterError as error:
+                log.warning("succession: %s", error)
+            except Exception:
+                log.exception("unexpected: please report it")
+            self._wake.set()
 
     async def _acknowledge(self, document: Mapping[str, Any]) -> Mapping[str, Any]:
         """The primary cannot be heard by the API server, and asks whether it may go on."""
@@ -335,7 +424,18 @@ class Agent:
             log.info("postgres was told to reload its configuration")
         self._wake.set()
 
+    async def _recall(self) -> None:
+        """What a former process of this pod has dealt with is not begun again."""
+        try:
+            pod = await self._client.get(PODS, self._instance.me, self._settings.namespace)
+        except PgClusterError as error:
+            log.info("the last report was not read: %s", error)
+            pod = None
+        report = report_of(pod) if pod else None
+        self._handover.recall(report.handover if report else None)
+
     async def _keep_reporting(self) -> None:
+        await self._recall()
         while True:
             try:
                 await self._reporter.write()

@@ -5,6 +5,7 @@ the standard library's lightest parts. It is silent: repmgr reads one line and c
 and a second line would kill it with SIGPIPE, which repmgr takes for success.
 
 Usage: pgcluster-event gate | promote | event NODE EVENT SUCCESS | service start|stop|restart|reload
+PGCLUSTER_ASKED_BY is the instance for whose repmgr a service is stopped.
 Exit status: 0 done (gate: promotion allowed), 1 refused or failed, 2 the agent was not reached.
 """
 
@@ -27,7 +28,7 @@ def main(arguments: list[str]) -> int:
         with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as connection:
             connection.settimeout(_DEADLINES_S[arguments[0]])
             connection.connect(_SOCKET)
-            connection.sendall("\0".join(arguments).encode() + b"\n")
+            connection.sendall("\0".join(_words(arguments)).encode() + b"\n")
             answer = connection.makefile("rb").read()
     except OSError as error:
         sys.stderr.write(f"pgcluster-event: the node agent does not answer: {error}\n")
@@ -36,6 +37,12 @@ def main(arguments: list[str]) -> int:
     if status != b"0" and message:
         sys.stderr.write(message.decode(errors="replace"))
     return 0 if status == b"0" else 1
+
+
+def _words(arguments: list[str]) -> list[str]:
+    """With the instance whose repmgr asks, where the agent runs this for a peer (remote.py)."""
+    asked_by = os.environ.get("PGCLUSTER_ASKED_BY", "")
+    return [*arguments, asked_by] if arguments[0] == "service" and asked_by else arguments
 
 
 if __name__ == "__main__":

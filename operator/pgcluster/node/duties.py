@@ -241,6 +241,8 @@ class Duties:
         for row in await self._local.query(
             "SELECT slot_name FROM pg_replication_slots"
             " WHERE NOT active AND slot_name LIKE 'repmgr_slot_%%'"
+            # A planned successor is promoted beside the loop, and its standbys' slots are new.
+            " AND pg_is_in_recovery()"
         ):
             await self._local.query("SELECT pg_drop_replication_slot(%s)", row["slot_name"])
             log.info("dropped a slot of this former primary", extra={"slot": row["slot_name"]})

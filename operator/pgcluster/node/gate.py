@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
-from pgcluster.topology.election import Candidate, Rules, unfit
+from pgcluster.topology.election import Candidate, Rules, complete, unfit
 from pgcluster.topology.lease import LeaseView
 
 
@@ -101,13 +101,17 @@ def decide_gate(facts: GateFacts) -> Pass | Take | Ask | Hold | Deny:
         if facts.holder_serves:
             return Deny(f"{holder} holds the Lease and serves: a false alarm")
         return Hold(f"{holder or 'the holder of a Lease that was deleted'} holds the Lease")
-    if facts.others is None:
+    if lease.kept_for_other(facts.me, facts.now_s) and rules.forced != facts.me:
+        return Hold(f"the Lease is being handed over to {lease.record.successor}")
+    if facts.others is None and not complete(facts.candidate.point, rules.mark):
         return Ask("the Lease is free: asking the other instances what they have")
-    candidates = {**facts.others, facts.me: facts.candidate}
+    candidates = {**(facts.others or {}), facts.me: facts.candidate}
     if reason := unfit(facts.me, candidates, rules):
         return Deny(f"{facts.me} may not become primary: {reason}")
     if rules.forced == facts.me:
         return Take("spec.failover.forcePromotion names this instance", forced=True)
     if facts.holder_ended:
         return Take(f"the container of {lease.record.holder} has ended")
+    if lease.kept_for(facts.now_s) == facts.me:
+        return Take(f"{lease.record.last_holder} hands over to {facts.me}")
     return Take("the Lease was released" if lease.released() else "the Lease has expired")

@@ -61,6 +61,7 @@ class Instance:
         self.settings = settings
         self.config = config
         self.leaving = leaving
+        self.wake = wake
         self.started_s = monotonic_s()
         self.standing = Standing()
         self.registry = CollectorRegistry()
@@ -135,6 +136,8 @@ class Instance:
         self.answered_s = 0.0
         # Until when postgres stays down because somebody asked for that.
         self.hands_off_until_s = 0.0
+        # Announced to the pools: what belongs to a primary's ordinary life waits.
+        self.handing_over = False
         # The end of WAL that a clean stop of this primary has left.
         self.final_point: WalPoint | None = None
         # Its recovery took too long once, and nobody else took over.
@@ -200,19 +203,24 @@ class Instance:
         self.duties.forget()
         self.say("running", "postgres runs")
 
-    async def stop_postgres(self) -> None:
-        """A clean stop, which leaves the exact end of WAL for the Lease's mark."""
+    async def stop_postgres(self, *, checkpoint: bool = True) -> None:
+        """A clean stop, which leaves the exact end of WAL for the Lease's mark.
+
+        `checkpoint`: with one before, where the caller has not made it.
+        """
         if not self.server.running:
             return
         was_primary = self.standing.primary
         self.in_service = False
-        if was_primary:
+        if was_primary and checkpoint:
             await self.server.checkpoint()
         await self.duties.close()
         await self.server.stop()
         self.rest(await self.server.control())
-        if was_primary and self.standing.control is not None:
-            self.final_point = self.standing.control.point
+        control = self.standing.control
+        # One that had to be killed has more than its control file tells.
+        if was_primary and control is not None and control.clean:
+            self.final_point = control.point
 
     async def stop_at_once(self) -> None:
         """A stop that waits for nobody; the next start recovers."""
@@ -237,7 +245,9 @@ class Instance:
         return files.write_all(self.config, self.me, synchronous=setting)
 
     async def keep_repmgrd(self) -> None:
-        """Have repmgrd run, and do its work."""
+        """Have repmgrd run, and do its work; not while it would take a hand-over for a loss."""
+        if self.handing_over:
+            return
         if not self.repmgrd.running:
             await self.repmgrd.start(self.duties.repmgr.daemon(), env=os.environ)
         if trouble := await self.repmgrd_watch.see_to():
@@ -250,6 +260,32 @@ class Instance:
         """Have repmgrd not run."""
         await self.repmgrd.stop(signal.SIGTERM, within_s=5)
         self.standing.repmgrd = False
+
+    async def quieten_repmgrd(self) -> None:
+        """Have repmgrd not take the planned stop of its primary for a loss.
+
+        One that somebody has paused is left alone, as is its pause. The end is a hard one: told in
+        order, it would write an event into the very primary that is being drained.
+        """
+        if self.repmgrd.running and not await self.repmgrd_watch.is_paused():
+            await self.repmgrd.stop(signal.SIGKILL, within_s=5)
+        self.standing.repmgrd = self.repmgrd.running
+
+    async def promoted(self, how: str) -> None:
+        """This instance has been promoted past repmgr: tell the pools, then repmgr's tables."""
+        self.duties.forget()
+        await self.point_pools()
+        self.events.repmgr(self.config, event="standby_promote", success=True)
+        await self.duties.metadata.promoted(how)
+
+    async def succeed(self) -> bool:
+        """Take over from a primary that has handed over to this instance; False where it may not
+        yet."""
+        done, message = await self.promotion.succeed()
+        log.log(logging.INFO if done else logging.WARNING, "succession: %s", message)
+        if done:
+            await self.promoted(f"{self.me} was promoted by its agent, as a planned successor")
+        return done
 
     async def look_around(self, *, primary: bool) -> None:
         """See who is there; nothing else of a cycle waits for that."""

@@ -16,7 +16,7 @@ import asyncio
 import contextlib
 import logging
 from collections.abc import Awaitable, Callable, Iterable, Mapping
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from types import MappingProxyType
 from typing import Any
 
@@ -37,6 +37,15 @@ log = logging.getLogger(__name__)
 _MIN_REQUEST_S = 0.5
 # A renewal that has no answer by then may get none: the other instances are asked meanwhile.
 _FAILSAFE_AFTER_S = 0.7
+# Clients may be waiting for the answer.
+_TELL_S = 1.0
+
+
+@dataclass(frozen=True, slots=True)
+class Announcement:
+    """The holder is about to stop in order; `successor` is to take over then."""
+
+    successor: str | None = None
 
 
 class LeaseKeeper:
@@ -88,6 +97,10 @@ class LeaseKeeper:
         self._promise: tuple[str, float] | None = None
         self._soon = asyncio.Event()
         self._changed = changed
+        # What every write of this holder tells the pools; a new process announces nothing.
+        self._announced: Announcement | None = None
+        # Set as soon as the Lease is seen to be given up for this instance.
+        self.named = asyncio.Event()
         # Whether it was taken from a holder that had not given it up.
         self.taken_over = False
         # Since when every other instance's word stands in for the API server's.
@@ -160,6 +173,89 @@ class LeaseKeeper:
             finally:
                 self._taking = False
 
+    async def succeed(self, timeline: int) -> int | None:
+        """As the successor that a released Lease names, on `timeline`: take it and reserve the
+        promotion's own, in one write (see `reserve`); None where that did not work.
+
+        The caller has decided that it may, and promotes at once. What the watch has shown is
+        believed: the write carries its version.
+        """
+        async with self._writing:
+            try:
+                for _ in range(2):
+                    try:
+                        return await self._succeed(timeline)
+                    except Conflict:
+                        await self._read()
+            except PgClusterError as error:
+                log.info("the Lease was not taken: %s", error)
+            finally:
+                self._taking = False
+        return None
+
+    async def _succeed(self, timeline: int) -> int | None:
+        manifest = self._manifest
+        if manifest is None:
+            return None
+        self._taking = True
+        record = self._parse(manifest)
+        if record.successor != self._me or record.holder or not self._may_take(record, None):
+            return None
+        self._announced = None
+        self.taken_over = False
+        number = _unused(record, timeline)
+        more = {names.ANNOTATION_RESERVED: str(number), **self._begin_writing(record)}
+        sent_s = monotonic_s()
+        self._hold(await self._write(manifest, holder=self._me, more=more), sent_s)
+        log.info("took the Lease as its successor", extra={"epoch": self.epoch})
+        return number
+
+    async def announce(self, successor: str | None = None) -> bool:
+        """As the holder, have the pools hold their clients: a stop in order is near; whether the
+        API has heard.
+
+        Every renewal repeats it, until `withdraw` or the Lease is given up or taken anew.
+        """
+        async with self._writing:
+            if not self.holding():
+                return False
+            self._announced = Announcement(successor)
+            if await self._tell():
+                return True
+            self._announced = None
+        # It may have been heard all the same.
+        self.renew_soon()
+        return False
+
+    async def withdraw(self) -> bool:
+        """Have the pools go on; where the API does not hear, the next renewal tells it."""
+        self._announced = None
+        async with self._writing:
+            told = self._valid_until_s is None or await self._tell()
+        if not told:
+            self.renew_soon()
+        return told
+
+    async def _tell(self) -> bool:
+        """Write what has changed as the holder, now."""
+        try:
+            async with asyncio.timeout(_TELL_S):
+                for _ in range(2):
+                    sent_s = monotonic_s()
+                    try:
+                        written = await self._request_renewal()
+                    except Conflict:
+                        await self._look_again()
+                        continue
+                    if written is None:
+                        return False
+                    self._hold(written, sent_s)
+                    return True
+        except (PgClusterError, TimeoutError) as error:
+            log.warning("the Lease was not written: %s", error or "no answer in time")
+            self._manifest = None
+        return False
+
     async def _take(self, ended: str | None, accepted: WalPoint | None, *, writes: bool) -> bool:
         manifest = await self._read()
         if manifest is None:
@@ -169,6 +265,7 @@ class LeaseKeeper:
         record = self._parse(manifest)
         if not self._may_take(record, ended):
             return False
+        self._announced = None
         self.taken_over = record.holder not in ("", self._me)
         lowered = _mark_annotations(accepted)
         if accepted is not None and record.mark.point is not None:
@@ -224,8 +321,8 @@ class LeaseKeeper:
                     if manifest is None or self._valid_until_s is None:
                         return None
                     record = self._parse(manifest)
-                    known = record.mark.point.timeline if record.mark.point else 0
-                    number = max(record.reserved, known, timeline) + 1
+                    number = _unused(record, timeline)
+                    self._announced = None
                     sent_s = monotonic_s()
                     written = await self._write(
                         manifest,
@@ -268,21 +365,31 @@ class LeaseKeeper:
             self._view = view.acknowledged(now_s)
         return None
 
-    async def release(self, *, handover: bool = False) -> bool:
+    async def release(self, *, handover: bool = False, successor: str | None = None) -> bool:
         """Give the Lease up, with the final mark; False where the API did not hear of it.
 
-        To be called only when postgres no longer writes. `handover`: a successor was chosen.
+        To be called only when postgres no longer writes. `handover`: a successor was chosen,
+        `successor` where it is known here: nobody else takes the Lease for HANDOVER_S.
         """
         async with self._writing:
+            self._announced = None
             if self._valid_until_s is None:
                 return True
             self._valid_until_s = None
+            # The last write of ours is known, and clients wait: no need to read it first.
+            manifest = self._manifest
             for _ in range(3):
                 try:
-                    manifest = await self._read()
+                    if manifest is None:
+                        manifest = await self._read()
                     if manifest is None or self._parse(manifest).holder != self._me:
                         return True
-                    self._see(await self._write(manifest, holder="", handover=handover))
+                    sent, manifest = manifest, None
+                    self._see(
+                        await self._write(sent, holder="", handover=handover, successor=successor)
+                    )
+                except Conflict:
+                    continue
                 except PgClusterError as error:
                     log.warning("the Lease was not released: %s", error)
                     await asyncio.sleep(0.2)
@@ -389,6 +496,7 @@ class LeaseKeeper:
         *,
         holder: str,
         handover: bool = False,
+        successor: str | None = None,
         more: Mapping[str, str] = MappingProxyType({}),
     ) -> dict[str, Any]:
         timing = self._timing()
@@ -407,6 +515,7 @@ class LeaseKeeper:
             **known,
             **self._annotations(writes=known.get(names.ANNOTATION_WRITER) == self._me),
             names.ANNOTATION_HANDOVER: str(handover).lower(),
+            **_plan_annotations(self._announced if holder else None, successor),
             **more,
         }
         if not holder:
@@ -452,11 +561,37 @@ class LeaseKeeper:
         if self._valid_until_s is not None and record.holder != self._me and not remade:
             log.warning("the Lease was lost to %s", record.holder or "nobody")
             self._valid_until_s = None
-        if before is None or before.record.holder != record.holder:
+        if self._view.kept_for(now_s) == self._me:
+            self.named.set()
+        if before is None or _moved(before.record, record):
             self._changed.set()
 
     def _parse(self, manifest: dict[str, Any]) -> LeaseRecord:
         return LeaseRecord.parse(manifest, default_duration_s=self._timing().duration_s)
+
+
+def _moved(before: LeaseRecord, after: LeaseRecord) -> bool:
+    """Whether somebody has to act on the difference of two records, and not only know of it."""
+    return (before.holder, before.pausing, before.successor) != (
+        after.holder,
+        after.pausing,
+        after.successor,
+    )
+
+
+def _unused(record: LeaseRecord, timeline: int) -> int:
+    """The timeline that a promotion from `timeline` begins."""
+    known = record.mark.point.timeline if record.mark.point else 0
+    return max(record.reserved, known, timeline) + 1
+
+
+def _plan_annotations(announced: Announcement | None, successor: str | None) -> dict[str, str]:
+    """Of a planned hand-over: written by every write, so that nothing of an earlier one stays."""
+    named = announced.successor if announced else successor
+    return {
+        names.ANNOTATION_PAUSING: str(announced is not None).lower(),
+        names.ANNOTATION_SUCCESSOR: named or "",
+    }
 
 
 def _mark_annotations(point: WalPoint | None) -> dict[str, str]:

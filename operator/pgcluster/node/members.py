@@ -5,13 +5,16 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 from pgcluster.api import names
 from pgcluster.api.errors import RetryError
 from pgcluster.api.reports import InstanceReport
 from pgcluster.api.wal import Lsn, WalPoint
+from pgcluster.clock import monotonic_s
 from pgcluster.kube.client import KubeClient
+from pgcluster.kube.errors import Unavailable
 from pgcluster.kube.resources import PODS
 from pgcluster.node.peers import Peers
 from pgcluster.topology import pods, quorum
@@ -22,7 +25,20 @@ from pgcluster.topology.pods import reads, report_of
 log = logging.getLogger(__name__)
 
 _ASK_S = 0.5
+# An agent that answers with this knows what to do as a planned successor.
+FOLLOWS_PLANS = "followsPlans"
 _FAILSAFE_S = 1.0
+# A write without an answer may take effect until then, and undo what was written after it.
+_UNSURE_S = 30.0
+
+
+@dataclass(frozen=True, slots=True)
+class Status:
+    """What an agent answers to `/status`, as far as a planned hand-over asks."""
+
+    candidate: Candidate
+    follows_plans: bool
+    disk_full: bool
 
 
 class Members:
@@ -116,6 +132,25 @@ class Members:
             pod: answer for pod, answer in zip(others, answers, strict=True) if answer is not None
         }
 
+    async def statuses(self, only: str | None = None) -> dict[str, Status | None]:
+        """Ask every other instance's agent, or `only` one; None for whoever does not answer."""
+        others = {
+            pod: ip
+            for pod, ip in self.addresses().items()
+            if pod != self._me and only in (None, pod)
+        }
+        answers = await asyncio.gather(*(self._status(address) for address in others.values()))
+        return dict(zip(others, answers, strict=True))
+
+    async def request(
+        self, pod: str, path: str, body: Mapping[str, Any], *, deadline_s: float
+    ) -> Mapping[str, Any]:
+        """Ask something else of one other instance's agent; RetryError where it has no answer."""
+        address = self.addresses().get(pod)
+        if address is None:
+            raise RetryError(f"nobody knows where {pod} is")
+        return await self._peers.ask(address, path, body=body, deadline_s=deadline_s)
+
     async def acknowledge(self, record: LeaseRecord, instances: int) -> bool:
         """Ask every other instance to acknowledge this holder of the Lease; whether all do."""
         wanted = {names.pod(self._cluster, n) for n in range(instances)} - {self._me}
@@ -135,6 +170,17 @@ class Members:
         for pod in self._watches.keys() - self._pods.keys():
             if address := addresses.get(pod):
                 self._told[pod] = address
+
+    async def _status(self, address: str) -> Status | None:
+        try:
+            told = await self._peers.ask(address, "/status", deadline_s=_ASK_S)
+            report = told.get("report") or {}
+            return Status(
+                parse_candidate(told), bool(told.get(FOLLOWS_PLANS)), bool(report.get("disk_full"))
+            )
+        except (RetryError, ValueError) as error:
+            log.debug("no status: %s", error)
+            return None
 
     async def _ask(self, address: str) -> Candidate | None:
         try:
@@ -245,7 +291,8 @@ def parse_failsafe(document: Mapping[str, Any]) -> LeaseRecord:
 
 
 class Reporter:
-    """Writes this instance's report and role label on its own pod, on change only."""
+    """Writes this instance's report and role label on its own pod, on change, and once more where
+    a write that got no answer may have undone it."""
 
     def __init__(
         self,
@@ -260,20 +307,27 @@ class Reporter:
         self._me = me
         self._report = report
         self._written: tuple[str, str | None] | None = None
+        self._unsure_until_s: float | None = None
 
     async def write(self) -> None:
         """Bring the pod's annotation and label up to date; raises what the API answers."""
         report = self._report()
         wanted = (report.model_dump_json(exclude_none=True), report.role)
+        if self._unsure_until_s is not None and monotonic_s() >= self._unsure_until_s:
+            self._unsure_until_s, self._written = None, None
         if wanted == self._written:
             return
-        await patch_pod(
-            self._client,
-            self._namespace,
-            self._me,
-            labels={names.LABEL_ROLE: report.role},
-            annotations={names.ANNOTATION_INSTANCE: wanted[0]},
-        )
+        try:
+            await patch_pod(
+                self._client,
+                self._namespace,
+                self._me,
+                labels={names.LABEL_ROLE: report.role},
+                annotations={names.ANNOTATION_INSTANCE: wanted[0]},
+            )
+        except Unavailable:
+            self._unsure_until_s = monotonic_s() + _UNSURE_S
+            raise
         self._written = wanted
 
 

@@ -183,8 +183,11 @@ class Metadata:
             else:
                 await self._correct(step)
 
-    async def promoted(self) -> None:
-        """What `repmgr standby promote` does to its tables, after a promotion past it."""
+    async def promoted(self, how: str) -> None:
+        """What `repmgr standby promote` does to its tables, after a promotion past it.
+
+        `how` is a sentence for the event.
+        """
         me = names.node_id(self._me)
         await self._database.query(
             "UPDATE repmgr.nodes SET active = false"
@@ -200,7 +203,7 @@ class Metadata:
             "INSERT INTO repmgr.events (node_id, event, successful, details)"
             " VALUES (%s, 'standby_promote', true, %s)",
             me,
-            f"{self._me} was promoted by its agent, which did not wait for the lost primary",
+            how,
         )
 
     async def _remove(self, node_id: int) -> None:

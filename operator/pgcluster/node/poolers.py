@@ -50,6 +50,10 @@ class Poolers:
             elif event.type == "DELETED":
                 self._registered = ()
 
+    def heard(self) -> tuple[Pooler, ...]:
+        """Those that are not silent, as far as this primary has listened."""
+        return tuple(pooler for pooler in self._registered if pooler.pod not in self._silent)
+
     async def look(self, *, primary: bool) -> tuple[str, ...]:
         """Pods of the poolers that are silent; RetryError where the server does not answer."""
         poolers = self._registered

@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping
 
 from pgcluster.api import names
 from pgcluster.api.config import ClusterConfig
+from pgcluster.api.errors import RetryError
 from pgcluster.api.reports import PromotionPhases
 from pgcluster.clock import monotonic_s, utc_now
 from pgcluster.node.gate import Ask, Deny, GateFacts, Pass, Take, decide_gate
@@ -59,6 +60,8 @@ class Promotion:
         self._detected: str | None = None
         self._passed: str | None = None
         self.followed: str | None = None  # the primary that this instance followed last
+        # Who has handed over to this instance, until it is the primary.
+        self._predecessor: str | None = None
         self._answer: tuple[str, float, bool] | None = None
         self._probe: asyncio.Task[bool] | None = None
 
@@ -76,6 +79,7 @@ class Promotion:
         """This instance streams from `upstream`: whatever was suspected is over."""
         self._detected = None
         self._passed = None
+        self._predecessor = None
         self.followed = upstream
 
     async def gate(self) -> tuple[bool, str]:
@@ -113,44 +117,86 @@ class Promotion:
     async def promote(self) -> tuple[bool, str]:
         """The gate, then the promotion; nothing of it by a second caller at the same time."""
         async with self._lock:
+            if await self._is_done():
+                return True, f"{self._me} is the primary already"
             passed, reason = await self.gate()
             if not passed:
                 return False, reason
-            until_s = self._lease.valid_until_s
-            if until_s is None:
-                return False, "the Lease was lost before the promotion"
             timeline = self._standing.point.timeline if self._standing.point else 0
-            reserved = await self._lease.reserve(timeline)
+            return await self._promote(timeline, await self._lease.reserve(timeline))
+
+    async def succeed(self) -> tuple[bool, str]:
+        """Become the primary after one that has stopped in order and named this instance.
+
+        Past repmgr's own polling and past the gate's, though by the same rules: clients wait.
+        """
+        async with self._lock:
+            view = self._lease.view
+            if view is None or view.kept_for(monotonic_s()) != self._me:
+                return False, "nobody hands over to this instance"
+            self.suspect()
+            self._standing.see(await self._server.local.observe())
+            verdict = decide_gate(self._facts(None))
+            if not isinstance(verdict, Take):
+                return False, verdict.reason
+            point = self._standing.point
+            timeline = point.timeline if point else 0
+            reserved = await self._lease.succeed(timeline)
+            if reserved is None and self._lease.holding():
+                # The gate was faster, for repmgrd or a person.
+                reserved = await self._lease.reserve(timeline)
             if reserved is None:
-                return False, "the timeline of the promotion could not be recorded in the Lease"
-            trouble = await self._server.promote(until_s, after=timeline, timeline=reserved)
-            if trouble is not None:
-                return False, trouble
-            observed = await self._server.local.observe()
-            self._standing.see(observed)
-            self._standing.holding = self._lease.holding()
-            self.note(observed)
-            return True, "promoted"
+                return False, "the Lease was not taken"
+            self._passed = utc_now()
+            self._predecessor = view.record.last_holder
+            return await self._promote(timeline, reserved)
+
+    async def _is_done(self) -> bool:
+        """Whether this instance has been promoted already, lawfully: by a hand-over, while
+        repmgr's own switchover was on its way."""
+        if not self._lease.holding():
+            return False
+        try:
+            return not (await self._server.local.observe()).in_recovery
+        except RetryError:
+            return False
+
+    async def _promote(self, timeline: int, reserved: int | None) -> tuple[bool, str]:
+        """From `timeline` to the one that the Lease has on record for it."""
+        if reserved is None:
+            return False, "the timeline of the promotion could not be recorded in the Lease"
+        until_s = self._lease.valid_until_s
+        if until_s is None:
+            return False, "the Lease was lost before the promotion"
+        trouble = await self._server.promote(until_s, after=timeline, timeline=reserved)
+        if trouble is not None:
+            return False, trouble
+        observed = await self._server.local.observe()
+        self._standing.see(observed)
+        self._standing.holding = self._lease.holding()
+        self.note(observed)
+        return True, "promoted"
 
     def note(self, observed: Observation) -> bool:
         """Record that this instance is the primary of this epoch; False where that is not news."""
         known = self._standing.promotion
         if known is not None and known.epoch == self._lease.epoch:
             return False
+        planned = self._predecessor is not None
         failover = self.followed not in (None, self._me) and self._detected is not None
         self._standing.promotion = PromotionPhases(
             primary=self._me,
-            previous=self.followed if failover else None,
+            previous=self._predecessor or (self.followed if failover else None),
             timeline=observed.point.timeline,
             epoch=self._lease.epoch,
-            cause="failover" if failover else "start",
+            cause="switchover" if planned else "failover" if failover else "start",
             detected=self._detected,
             gate=self._passed,
             promoted=utc_now(),
         )
         self._detected = None
         self._passed = None
-        self.followed = None
+        self.followed = self._predecessor = None
         self._standing.upstream = None
         log.info(
             "this instance is the primary",

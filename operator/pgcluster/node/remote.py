@@ -8,9 +8,10 @@ list of arguments; no shell ever sees one.
 from __future__ import annotations
 
 import logging
+import os
 import re
 import shlex
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -227,13 +228,16 @@ def _conninfo(text: str) -> None:
 
 
 class Remote:
-    """Runs them; `bindir` is where this instance has repmgr."""
+    """Runs them; `bindir` is where this instance has repmgr, `instances` who may be asking."""
 
-    def __init__(self, bindir: Callable[[], str]) -> None:
+    def __init__(self, bindir: Callable[[], str], instances: Callable[[], Collection[str]]) -> None:
         self._bindir = bindir
+        self._instances = instances
 
     async def run(self, body: Mapping[str, Any]) -> Mapping[str, Any]:
-        """Run {"command": …}; {"status": n, "output": …, "errors": …}, both bounded.
+        """Run {"command": …, "from": …}; {"status": n, "output": …, "errors": …}, both bounded.
+
+        `from` is the asking instance: a primary that is stopped for it hands over to it.
 
         A refusal is an answer, too: status 126, and the reason among the errors.
         """
@@ -244,8 +248,13 @@ class Remote:
         except RefusedError as error:
             log.warning("a peer's command was refused: %s", error, extra={"command": text[:200]})
             return _answer(Result(REFUSED_STATUS, "", f"refused by the peer's agent: {error}\n"))
+        asking = body.get("from")
+        asked_by = str(asking) if asking in self._instances() else ""
+        environment = {**os.environ, names.ENV_ASKED_BY: asked_by}
         try:
-            result = await run(command.arguments, deadline_s=command.deadline_s, apart=True)
+            result = await run(
+                command.arguments, deadline_s=command.deadline_s, apart=True, env=environment
+            )
         except OSError as error:
             result = Result(127, "", f"{command.arguments[0]}: {error.strerror}\n")
         log.info("ran for a peer: %s: status %d", " ".join(command.arguments), result.status)

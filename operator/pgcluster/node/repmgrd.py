@@ -139,6 +139,12 @@ class Repmgrd:
         """Whether it is paused, so that it takes part in no failover."""
         return self._pause is not None
 
+    async def is_paused(self) -> bool:
+        """Whether it is paused at this moment; RetryError where postgres does not answer."""
+        rows = await self._database.query("SELECT repmgr.repmgrd_is_paused() AS paused")
+        await self._look_at_pause(bool(rows[0]["paused"]))
+        return self.paused
+
     async def see_to(self) -> str | None:
         """Find out whether it works, mend what can be mended; what was found wrong, for people.
 

@@ -8,6 +8,7 @@ import logging
 
 from pgcluster.api.errors import RetryError
 from pgcluster.clock import monotonic_s
+from pgcluster.node.handover import Handover
 from pgcluster.node.instance import Instance
 from pgcluster.node.metrics import Metrics
 from pgcluster.node.promotion import host
@@ -16,7 +17,7 @@ from pgcluster.node.synchronous import as_primary
 from pgcluster.postgres.local import Observation
 from pgcluster.render import repmgr as render_repmgr
 from pgcluster.topology.election import Elected, Rules, elect
-from pgcluster.topology.lease import LeaseView
+from pgcluster.topology.lease import HANDOVER_S, LeaseView
 
 log = logging.getLogger(__name__)
 
@@ -27,27 +28,34 @@ _WAITING_CYCLE_S = 0.5
 # its whole timeout.
 _WATCHDOG_S = 1.5
 _PROMOTE_AFTER_GATE_S = 3.0
-# A successor that somebody has chosen gets more time.
-_HANDOVER_S = 10.0
 # How long an instance that is still reading its WAL is waited for.
 _PATIENCE_S = 10.0
 # A postgres that does not answer over its socket for so long hangs.
 _HUNG_S = 15.0
 _PROMOTE_GIVE_UP_S = 30.0
 _FOLLOW_AFTER_S = 2.0
+# `repmgr standby switchover --siblings-follow` pauses repmgrd and has the siblings follow by
+# itself; it counts as failed where one follows already.
+_FOLLOW_AFTER_REPMGR_S = 15.0
+_PLANNED_CYCLE_S = 0.1
 _REJOIN_AFTER_S = 20.0
 
 
 class Running:
     """The running half of the agent's loop."""
 
-    def __init__(self, instance: Instance, metrics: Metrics) -> None:
+    def __init__(self, instance: Instance, handover: Handover, metrics: Metrics) -> None:
         self._instance = instance
+        self._handover = handover
         self._metrics = metrics
         self._lease_free_since_s: float | None = None
         self._holding_since_s: float | None = None
         self._adrift_since_s: float | None = None
         self._followed_s = 0.0
+        # Whom it was told to follow since it last streamed.
+        self._followed: str | None = None
+        # Whom the last primary was to hand over to, as the Lease said.
+        self._heir: str | None = None
         self._settled_epoch: int | None = None
         self._settling: asyncio.Task[None] | None = None
 
@@ -136,6 +144,7 @@ class Running:
         instance.standing.failed_objects = duties.failed_objects
         instance.standing.registered = True
         instance.say("running", "primary")
+        self._handover.obey()
         return _CYCLE_S
 
     def _keep_synchronous(self, observed: Observation) -> None:
@@ -168,6 +177,8 @@ class Running:
         if instance.synchronous.follow(instance.config) and instance.write_configuration():
             instance.server.reload()
         self._holding_since_s = None
+        if lease.record.successor is not None:
+            self._heir = lease.record.successor
         if lease.free(now_s):
             return await self._watchdog(now_s)
         self._lease_free_since_s = None
@@ -182,8 +193,11 @@ class Running:
         if holder == instance.me:
             # Ours by name but not renewed by this process: it runs out, or the gate takes it.
             return _WAITING_CYCLE_S
+        planned = lease.record.pausing and lease.record.successor is not None
+        if planned:
+            await instance.quieten_repmgrd()
         if observed.streaming and self._streams_from(observed, holder):
-            await self._attached(holder)
+            await self._attached(holder, planned=planned)
             return _CYCLE_S
         return await self._reattach(holder, now_s)
 
@@ -194,9 +208,10 @@ class Running:
             instance.members.addresses().get(holder),
         )
 
-    async def _attached(self, holder: str) -> None:
+    async def _attached(self, holder: str, *, planned: bool) -> None:
+        """Streaming from the primary; `planned`: which is about to stop, so that repmgrd waits."""
         instance = self._instance
-        self._adrift_since_s = None
+        self._adrift_since_s = self._followed = None
         instance.rewind_failed = False
         instance.lost_wal = None
         instance.promotion.all_well(holder)
@@ -204,19 +219,22 @@ class Running:
         await instance.duties.ensure_standby_row(holder)
         instance.standing.registered = True
         instance.say("running", "streaming")
-        await instance.keep_repmgrd()
+        if not planned:
+            await instance.keep_repmgrd()
         await instance.duties.drop_own_slots()
         await instance.server.data.remove_aside()
 
     async def _reattach(self, holder: str, now_s: float) -> float:
         """Not streaming from the primary: repmgrd mends that first, then this agent, harder."""
         instance = self._instance
+        follow_after_s = self._follow_after_s(holder)
         if self._adrift_since_s is None:
             self._adrift_since_s = self._followed_s = now_s
             instance.promotion.suspect()
         adrift_s = now_s - self._adrift_since_s
-        if adrift_s < _FOLLOW_AFTER_S or not await instance.promotion.ask(holder):
-            return _WAITING_CYCLE_S
+        if adrift_s < follow_after_s or not await instance.promotion.ask(holder):
+            soon = follow_after_s == 0.0 and adrift_s < HANDOVER_S
+            return _PLANNED_CYCLE_S if soon else _WAITING_CYCLE_S
         if adrift_s > _REJOIN_AFTER_S:
             log.warning("following %s came to nothing: rejoining it", holder)
             await instance.stop_repmgrd()
@@ -224,7 +242,8 @@ class Running:
             self._adrift_since_s = None
             instance.must_rejoin = True
             return 0.0
-        if now_s - self._followed_s >= _FOLLOW_AFTER_S:
+        at_once = follow_after_s == 0.0 and self._followed != holder
+        if at_once or now_s - self._followed_s >= _FOLLOW_AFTER_S:
             if reason := await self._wal_gone(holder):
                 # A rejoin finds no divergence and would start it again and again.
                 log.warning("cloning anew: %s", reason)
@@ -235,8 +254,17 @@ class Running:
                 instance.must_rejoin = instance.rewind_failed = True
                 return 0.0
             await instance.duties.repmgr.standby_follow(holder)
-            self._followed_s = monotonic_s()
+            self._followed_s, self._followed = monotonic_s(), holder
         return _WAITING_CYCLE_S
+
+    def _follow_after_s(self, holder: str) -> float:
+        """How long somebody else is left to have this standby follow a new primary.
+
+        After a planned hand-over nobody but this agent does, unless it was repmgr's.
+        """
+        if holder != self._heir:
+            return _FOLLOW_AFTER_S
+        return _FOLLOW_AFTER_REPMGR_S if self._instance.repmgrd_watch.paused else 0.0
 
     async def _wal_gone(self, holder: str) -> str | None:
         point = self._instance.standing.point
@@ -270,7 +298,15 @@ class Running:
         free_s = now_s - self._lease_free_since_s
         if view is None:
             return _WAITING_CYCLE_S
-        patience_s = _HANDOVER_S if view.record.handover else _WATCHDOG_S
+        kept_for = view.kept_for(now_s)
+        if kept_for == instance.me:
+            # The first attempt, which does not wait for this loop, came to nothing.
+            await instance.succeed()
+            return _PLANNED_CYCLE_S
+        if kept_for is not None:
+            instance.say("running", f"the primary hands over to {kept_for}")
+            return _WAITING_CYCLE_S
+        patience_s = HANDOVER_S if view.record.handover else _WATCHDOG_S
         if view.released() and free_s < patience_s:
             return min(_WAITING_CYCLE_S, patience_s - free_s)
         rules = Rules.of(
@@ -314,7 +350,6 @@ class Running:
         done, message = await instance.promotion.promote()
         log.log(logging.INFO if done else logging.WARNING, "promotion: %s", message)
         if done:
-            instance.duties.forget()
-            await instance.point_pools()
-            instance.events.repmgr(instance.config, event="standby_promote", success=True)
-            await instance.duties.metadata.promoted()
+            await instance.promoted(
+                f"{instance.me} was promoted by its agent, which did not wait for the lost primary"
+            )

@@ -27,6 +27,8 @@ from pgcluster.render import repmgr as render_repmgr
 log = logging.getLogger(__name__)
 
 _POLL_S = 0.02
+_PROMOTED_POLL_S = 0.005
+_PROMOTE_S = 60.0
 _CHECKPOINT_S = 3600.0
 # A fast shutdown writes a checkpoint, which takes as long as there are dirty buffers.
 _FAST_STOP_S = 90.0
@@ -142,15 +144,27 @@ class Server:
             return "postgres does not run"
         self.data.use_up_timelines(timeline)
         self.fence.arm(until_s)
-        result = await run(
-            [f"{self._bindir}/pg_ctl", "-D", str(self.data.current), "-w", "-t", "60", "promote"],
-            deadline_s=65,
-        )
-        if result.status != 0:
-            return f"pg_ctl promote failed: {result.last_line}"
+        try:
+            await promote(self.local, within_s=_PROMOTE_S)
+        except RetryError as error:
+            log.warning("promoting by pg_ctl: %s", error)
+            directory = str(self.data.current)
+            result = await run(
+                [f"{self._bindir}/pg_ctl", "-D", directory, "-w", "-t", "60", "promote"],
+                deadline_s=65,
+            )
+            if result.status != 0 and not await self._is_primary():
+                return f"pg_ctl promote failed: {result.last_line}"
         with contextlib.suppress(OSError):
             self.data.tell_timelines(after + 1, timeline)
         return None
+
+    async def _is_primary(self) -> bool:
+        """pg_ctl refuses to promote what the first attempt has promoted after all."""
+        try:
+            return not (await self.local.observe()).in_recovery
+        except RetryError:
+            return False
 
     async def stop(self, *, fast: bool = True) -> None:
         """Stop postgres: fast (a clean end, clients are cut), or at once (recovery follows)."""
@@ -186,3 +200,16 @@ class Server:
     def reload(self) -> None:
         """Make postgres read its configuration again."""
         self.child.signal(signal.SIGHUP)
+
+
+async def promote(local: LocalPostgres, *, within_s: float) -> None:
+    """End the recovery of a running standby; RetryError where that cannot be seen.
+
+    Clients wait for this, and pg_ctl looks ten times a second only.
+    """
+    await local.query("SELECT pg_promote(wait => false)")
+    deadline_s = monotonic_s() + within_s
+    while (await local.query("SELECT pg_is_in_recovery() AS r"))[0]["r"]:
+        if monotonic_s() > deadline_s:
+            raise RetryError(f"the promotion did not end within {within_s:g} s")
+        await asyncio.sleep(_PROMOTED_POLL_S)

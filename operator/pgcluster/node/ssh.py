@@ -104,7 +104,8 @@ def peer_name() -> str:
 
 def ask(host: str, command: str, connect_s: float) -> dict[str, object]:
     """The peer's answer; OSError (ssl.SSLError is one) where it is not reached."""
-    body = json.dumps({"command": command}).encode()
+    asking = os.environ.get("POD_NAME", "")
+    body = json.dumps({"command": command, "from": asking}).encode()
     head = (
         f"POST /run HTTP/1.0\r\nHost: {peer_name()}\r\nContent-Type: application/json\r\n"
         f"Content-Length: {len(body)}\r\n\r\n"

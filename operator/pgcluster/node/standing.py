@@ -4,7 +4,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from pgcluster.api.reports import InstanceReport, InstanceState, PromotionPhases
+from pgcluster.api.reports import (
+    HandoverReport,
+    InstanceReport,
+    InstanceState,
+    PromotionPhases,
+)
 from pgcluster.api.wal import WalPoint
 from pgcluster.clock import monotonic_s
 from pgcluster.postgres.control import ControlData
@@ -43,6 +48,7 @@ class Standing:
     upstream: str | None = None
     progress: str | None = None
     promotion: PromotionPhases | None = None
+    handover: HandoverReport | None = None
     failed_objects: dict[str, str] = field(default_factory=dict)
     # What the primary sees of the others; see InstanceReport.
     streaming: tuple[str, ...] | None = None
@@ -149,6 +155,7 @@ class Standing:
                 "pending_restart": seen.pending_restart if seen else (),
                 "progress": self.progress,
                 "promotion": self.promotion,
+                "handover": self.handover,
                 "failed_objects": self.failed_objects,
                 "streaming": self.streaming if role == "primary" else None,
                 "silent_poolers": self.silent_poolers if role == "primary" else (),

@@ -215,6 +215,8 @@ def _start_orphan(facts: StartFacts, data: DataDirectory, lease: LeaseView) -> D
     """
     if not data.was_primary and not facts.must_rejoin:
         return StartStandby("nobody holds the Lease: starting as a standby to see who has most")
+    if lease.kept_for_other(facts.me, facts.now_s) and facts.forced is None:
+        return Wait(f"this instance hands over to {lease.record.successor}")
     candidates = {
         **facts.peers,
         facts.me: Candidate(

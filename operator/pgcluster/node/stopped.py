@@ -50,7 +50,7 @@ class Stopped:
         if instance.in_service:
             await self._ended()
         if monotonic_s() < instance.hands_off_until_s:
-            instance.say("waiting", "postgres was stopped by repmgr or a person")
+            instance.say("waiting", "postgres was stopped for a hand-over, or by a person")
             return 1.0
         instance.rest(await instance.server.control())
         decision = decide_start(await self._facts())

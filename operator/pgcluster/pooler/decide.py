@@ -27,8 +27,10 @@ from pgcluster.topology.lease import LeaseRecord
 
 # A server that answers, but not us, is believed to be what the Lease and the file say after this.
 MUTE_S = 3.0
-# Transactions that still run on a former primary this long after the repointing are cut off.
-STUCK_S = 5.0
+# Transactions that still run on a former primary this long after the repointing are cut off. None of
+# them can commit: whoever stopped in order has ended them, so it is frozen, and it has lost the
+# right to write. TCP notices a lost node by itself, but for a frozen one its kernel answers.
+STUCK_S = 0.5
 # What pgbouncer did not accept is tried again after this.
 RETRY_S = 5.0
 # A newer databases section that cannot be applied makes a pooler unready after this.

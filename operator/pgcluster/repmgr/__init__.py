@@ -72,6 +72,12 @@ class Repmgr:
         """Promote this instance, through the gate."""
         return await self._run("standby", "promote", deadline_s=180)
 
+    async def rehearse_switchover(self, *, within_s: float) -> Result:
+        """Whether this instance could become the primary in order; changes nothing."""
+        return await self._run(
+            *("standby", "switchover", "--siblings-follow", "--dry-run"), deadline_s=within_s
+        )
+
     async def node_rejoin(self, upstream_conninfo: str) -> Result:
         """Attach this stopped server to the primary, rewinding it where histories have parted.
 
@@ -96,3 +102,10 @@ class Repmgr:
         for line in result.output.splitlines():
             log.log(level, "repmgr: %s", line)
         return result
+
+
+def refusal(result: Result) -> str:
+    """Why repmgr refuses, from what it prints: its last error, else its last line. Pure."""
+    lines = [line.strip() for line in result.output.splitlines() if line.strip()]
+    errors = [line for line in lines if line.startswith("ERROR")]
+    return (errors or [result.last_line])[-1].removeprefix("ERROR:").strip()

@@ -102,6 +102,12 @@ def below_mark(point: WalPoint | None, mark: Mark, maximum_lag_bytes: int) -> st
     return None
 
 
+def complete(point: WalPoint | None, mark: Mark) -> bool:
+    """Whether an instance that holds `point` has all that a primary which stopped in order left:
+    then no answer of the others could say more."""
+    return mark.final and mark.point is not None and point is not None and point >= mark.point
+
+
 def unfit(pod: str, candidates: Mapping[str, Candidate], rules: Rules) -> str | None:
     """Why an instance may not become primary, given all that answered; None where it may.
 
@@ -122,7 +128,7 @@ def unfit(pod: str, candidates: Mapping[str, Candidate], rules: Rules) -> str | 
         return None
     if reason := below_mark(candidate.point, mark, rules.maximum_lag_bytes):
         return reason
-    if mark.final and mark.point is not None and candidate.point >= mark.point:
+    if complete(candidate.point, mark):
         return None
     if len(candidates) * 2 <= rules.members and rules.members > 2:
         return f"only {len(candidates)} of {rules.members} instances answer, a majority is needed"

@@ -17,6 +17,9 @@ from pgcluster.api.wal import Lsn, WalPoint
 from pgcluster.topology import quorum
 from pgcluster.topology.quorum import Quorum
 
+# How long a Lease that was given up for a chosen successor is left to it alone.
+HANDOVER_S = 10.0
+
 
 @dataclass(frozen=True, slots=True)
 class Mark:
@@ -147,6 +150,16 @@ class LeaseView:
     def free(self, now_s: float) -> bool:
         """Whether somebody else than its holder may take it now."""
         return (self.released() or self.expired(now_s)) and now_s >= self.barred_until_s
+
+    def kept_for(self, now_s: float) -> str | None:
+        """The successor that a released Lease waits for; None where anyone fit may take it."""
+        record = self.record
+        waits = self.released() and record.handover and now_s - self.changed_at_s < HANDOVER_S
+        return record.successor if waits else None
+
+    def kept_for_other(self, me: str, now_s: float) -> bool:
+        """Whether a released Lease waits for another instance than `me`."""
+        return self.kept_for(now_s) not in (None, me)
 
     def held_by_other(self, me: str, now_s: float) -> bool:
         """Whether another instance may be writing."""

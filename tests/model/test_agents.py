@@ -204,13 +204,15 @@ def test_promotions_that_take_the_next_timeline_are_found(monkeypatch: pytest.Mo
 
     monkeypatch.setattr(lease_module.LeaseKeeper, "reserve", next_one)
     lag = [Fault(0.1, "lag", standby, 60.0) for standby in (1, 2, 3, 4)]
-    lost = (Fault(3.0, "off", 0, 60.0), Fault(8.0, "off", "primary", 60.0))
+    lost = (Fault(3.0, "off", 0, 60.0), Fault(14.0, "off", "primary", 60.0))
     assert "another's" in found(*lag, *lost, instances=5)
 
 
 def test_a_failsafe_by_some_alone_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(members_module, "all", any, raising=False)
-    assert "two write" in found(Fault(5.0, "apart", 0, 20.0), Fault(0.1, "cut api", 0, 20.0))
+    # The one that has promised nothing is the more advanced one.
+    away = (Fault(5.0, "lag", 2, 20.0), Fault(1.0, "apart", 0, 20.0))
+    assert "two write" in found(*away, Fault(0.1, "cut api", 0, 20.0))
 
 
 def test_an_acknowledgement_without_a_promise_is_found(monkeypatch: pytest.MonkeyPatch) -> None:

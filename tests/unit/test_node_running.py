@@ -24,7 +24,8 @@ class Instance:
         self.server = SimpleNamespace(fence=fence, local=SimpleNamespace(observe=self._observe))
         self.standing = SimpleNamespace(see=lambda _: None)
         self.synchronous = SimpleNamespace(loaded=lambda _: None)
-        view = SimpleNamespace(record=SimpleNamespace(holder="shop-0"), free=lambda _: False)
+        view = SimpleNamespace(free=lambda _: False)
+        view.record = SimpleNamespace(holder="shop-0", pausing=False, successor=None)
         view.expires_at_s = lambda: 0.0
         self.lease = SimpleNamespace(holding=lambda: False, failsafe_since_s=None, view=view)
         self.me = "shop-0"
@@ -69,5 +70,6 @@ async def test_a_look_from_before_a_promotion_does_not_disarm_its_fence(
     fence.arm(1e9)
     instance = Instance(fence, meanwhile)
     instance.promotion.under_way = before
-    await Running(instance, SimpleNamespace(observe=lambda _: None)).cycle()  # type: ignore[arg-type] # as much of each as is used
+    handover, metrics = SimpleNamespace(), SimpleNamespace(observe=lambda _: None)
+    await Running(instance, handover, metrics).cycle()  # type: ignore[arg-type] # as much of each as is used
     assert (fence._until_s is None) == disarmed

@@ -22,6 +22,7 @@ from pgcluster.api.errors import RetryError
 from pgcluster.kube.resources import PODS
 from pgcluster.node import agent as agent_module
 from pgcluster.node import fence as fence_module
+from pgcluster.node import handover as handover_module
 from pgcluster.node import instance as instance_module
 from pgcluster.node import promotion as promotion_module
 from pgcluster.node import running as running_module
@@ -411,8 +412,7 @@ async def _run(arguments: Sequence[str], **_: object) -> Result:
     await asyncio.sleep(here.chance.uniform(0.02, 0.5))
     if server is None or server is not here.server or not server.answers():
         return Result(1, "pg_ctl: server does not answer")
-    if server.in_recovery:
-        here.world.promote(here)
+    _promote(here, server)
     await asyncio.sleep(here.chance.uniform(0.0, 0.1))
     return Result(0, "") if server.answers() else Result(1, "pg_ctl: server ended")
 
@@ -425,6 +425,11 @@ async def _read_control(*_: object) -> ControlData | None:
     await asyncio.sleep(0.01)
     found = node().data
     return None if found is None else found.read_control()
+
+
+def _promote(here: Node, server: Server) -> None:
+    if server is here.server and server.answers() and server.in_recovery:
+        here.world.promote(here)
 
 
 class LocalPostgres:
@@ -440,12 +445,19 @@ class LocalPostgres:
         return server.observe(lambda name: nodes[name].address)
 
     async def query(self, statement: str, *_: object) -> list[dict[str, Any]]:
-        """A checkpoint, or something that nothing depends on."""
-        server = await self._server()
+        """What the agents themselves ask for; nothing depends on the rest."""
+        server, here = await self._server(), node()
         if statement == "CHECKPOINT":
-            await asyncio.sleep(node().chance.uniform(0.01, 1.0))
+            await asyncio.sleep(here.chance.uniform(0.01, 1.0))
             if server is await self._server():
                 server.checkpoint()
+        elif "pg_promote" in statement:
+            here.loop.later(here.chance.uniform(0.01, 0.5), _promote, here, server)
+        elif "pg_is_in_recovery() AS r" in statement:
+            return [{"r": server.in_recovery}]
+        elif "pg_stat_replication" in statement:
+            known = len(server.data.wal)
+            return [{"pod": pod, "lag": known - lsn} for pod, lsn in server.streaming().items()]
         return []
 
     async def close(self) -> None:
@@ -484,6 +496,12 @@ class Repmgr:
             return Result(8, "repmgr refuses")
         done, reason = await here.request(["promote"])
         return Result(0 if done else 1, reason)
+
+    async def rehearse_switchover(self, *, within_s: float) -> Result:
+        """`repmgr standby switchover --dry-run`, which may refuse."""
+        here = node()
+        await asyncio.sleep(here.chance.uniform(0.5, 3.0))
+        return Result(0 if here.chance.random() < 0.9 else 1, "repmgr refuses")
 
     async def standby_follow(self, upstream: str) -> Result:
         """Another upstream from now on."""
@@ -630,8 +648,8 @@ def replaced() -> list[Any]:
         leave_word=lambda word: node().leave_word(word),
     )
     boottime = SimpleNamespace(clock_gettime=lambda _: current().now_s(), CLOCK_BOOTTIME=7)
-    poolers = SimpleNamespace(watch=_for_ever, look=_look_at_poolers)
-    repmgrd = SimpleNamespace(see_to=_done, paused=False)
+    poolers = SimpleNamespace(watch=_for_ever, look=_look_at_poolers, heard=lambda: ())
+    repmgrd = SimpleNamespace(see_to=_done, paused=False, is_paused=_done)
     space = SimpleNamespace(seen=(), full=None, keep=_for_ever, look=_done)
     volume = SimpleNamespace(descriptors=(), take=lambda: True)
 
@@ -645,6 +663,7 @@ def replaced() -> list[Any]:
         (agent_module, "http", SimpleNamespace(serve=_serve_http)),
         (agent_module, "ipc", SimpleNamespace(serve=_serve_socket)),
         (agent_module, "peers", SimpleNamespace(serve=_serve_peers)),
+        (handover_module, "LocalPostgres", LocalPostgres),
         (instance_module, "files", files),
         (instance_module, "Child", Child),
         (instance_module, "Credentials", made(None)),

@@ -18,6 +18,7 @@ from unittest import mock
 
 from pgcluster import clock as clock_module
 from pgcluster.api import names
+from pgcluster.api.config import ClusterConfig
 from pgcluster.api.errors import RetryError
 from pgcluster.kube.resources import PODS
 from pgcluster.node import agent as agent_module
@@ -629,7 +630,38 @@ async def _serve_socket(_: str, handler: Request) -> object:
     return SimpleNamespace(close=lambda: None)
 
 
-def _write_all(*_: object, synchronous: str) -> bool:
+class Parameters:
+    """Those of the spec are taken as they are."""
+
+    def __init__(self, *_: object, **__: object) -> None:
+        self.floor: Mapping[str, int] = {}
+        self.refused: dict[str, str] = {}
+        self.overridden: dict[str, str] = {}
+        self.loaded: str | None = None
+
+    def news(self, config: ClusterConfig) -> bool:
+        """Whether they have to be tried."""
+        return False
+
+    async def adopt(self, config: ClusterConfig) -> ClusterConfig:
+        """As the spec has them."""
+        return config
+
+    def started(self, config: ClusterConfig) -> None:
+        """They are good."""
+
+    def fall_back(self, config: ClusterConfig) -> ClusterConfig | None:
+        """A start that fails is not their doing."""
+        return None
+
+    def reloading(self, observed: Observation | None) -> None:
+        """Nothing to look at."""
+
+    async def see(self, observed: Observation, local: object) -> None:
+        """Nothing to see."""
+
+
+def _write_all(*_: object, synchronous: str, floor: object) -> bool:
     changed = node().setting != synchronous
     node().setting = synchronous
     return changed
@@ -668,6 +700,7 @@ def replaced() -> list[Any]:
         (instance_module, "Child", Child),
         (instance_module, "Credentials", made(None)),
         (instance_module, "Duties", Duties),
+        (instance_module, "Parameters", Parameters),
         (instance_module, "Peers", Peers),
         (instance_module, "Poolers", made(poolers)),
         (instance_module, "Repmgrd", made(repmgrd)),

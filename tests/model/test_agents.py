@@ -204,7 +204,7 @@ def test_an_election_by_what_was_seen_before_is_found(monkeypatch: pytest.Monkey
         return self.candidate()
 
     faults = (
-        Fault(5.5, "lag", 1, 20.0),
+        Fault(9.5, "lag", 1, 20.0),
         Fault(0.3, "crash", "primary", 5.0),
         Fault(0.1, "promote", 1, 1.0),
     )

@@ -402,6 +402,10 @@ class DataDirectories:
         """The next promotion begins timeline `end`."""
         data().used |= set(range(2, end))
 
+    def newest_timeline(self) -> int:
+        """Of what there is."""
+        return data().timeline
+
     def tell_timelines(self, first: int, end: int) -> None:
         """For repmgr's eyes only."""
 

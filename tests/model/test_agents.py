@@ -37,6 +37,7 @@ from pgcluster.node import lease as lease_module
 from pgcluster.node import members as members_module
 from pgcluster.topology import election as election_module
 from pgcluster.topology import quorum as quorum_module
+from tests.model import node as node_module
 from tests.model.cluster import KINDS, Cluster, Fault, Kind, Script, Violation, run, whole_life
 from tests.model.node import Guard, Node
 
@@ -210,6 +211,15 @@ def test_an_election_by_what_was_seen_before_is_found(monkeypatch: pytest.Monkey
     )
     monkeypatch.setattr(instance_module.Instance, "candidate_now", seen_before)
     assert "lacks" in found(*faults, standbys=1, on_crash="failover", seeds=40)
+
+
+def test_a_standby_known_by_its_control_file_alone_is_found(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """It has the commits of a new primary, and its control file names the timeline before."""
+    monkeypatch.setattr(node_module.DataDirectories, "newest_timeline", lambda _: 0)
+    lost = (Fault(0.1, "kill", "primary", 10.1), Fault(10.8, "kill", "primary", 6.7))
+    assert "lacks" in found(*lost, Fault(0.1, "kill", 2, 0.01), standbys=1, seeds=60)
 
 
 def test_promotions_that_take_the_next_timeline_are_found(monkeypatch: pytest.MonkeyPatch) -> None:

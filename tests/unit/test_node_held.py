@@ -81,8 +81,8 @@ async def test_postgres_stays_down_unless_the_lease_is_this_instances(
         asked.append(facts)
         return Wait("the table was asked")
 
-    async def facts(_: Stopped) -> None:
-        return None
+    async def facts(_: Stopped) -> Any:
+        return SimpleNamespace(lease=None)
 
     monkeypatch.setattr(stopped, "decide_start", decide)
     monkeypatch.setattr(Stopped, "_facts", facts)

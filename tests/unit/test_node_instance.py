@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from pgcluster.api.config import ClusterConfig
 from pgcluster.api.errors import RetryError
 from pgcluster.api.wal import Lsn, WalPoint
 from pgcluster.node import instance as module
@@ -43,6 +44,8 @@ class Alone(Instance):
         self.standing.see(observation(5))
         self.server = SimpleNamespace(running=running, local=SimpleNamespace(observe=look))  # type: ignore[assignment] # as much of a server as is used
         self.leaving = lambda: False
+        self.me = "shop-1"
+        self.config = ClusterConfig(name="shop", namespace="test", uid="u", instances=3)
         self.must_rejoin = False
 
 

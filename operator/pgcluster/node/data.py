@@ -10,6 +10,7 @@ import asyncio
 import contextlib
 import logging
 import os
+import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -29,6 +30,7 @@ log = logging.getLogger(__name__)
 
 _CLONE_CONF = Path(names.RUN) / "repmgr-clone.conf"
 _PROGRESS_EVERY_S = 2.0
+_SEGMENT = re.compile("([0-9A-F]{8})[0-9A-F]{16}")
 # What is written while the clone is made comes on top of it.
 _CLONE_WAL_BYTES = 64 << 20
 
@@ -128,6 +130,16 @@ class DataDirectories:
         for number in range(first, end):
             if not self._history(number).read_bytes():
                 write_atomically(self._history(number), history)
+
+    def newest_timeline(self) -> int:
+        """The highest timeline of which there is WAL here, 0 for none.
+
+        A standby that starts without its upstream knows its timeline from its last restartpoint
+        only, and what it received since may be of a newer one: others would take it for less than
+        it has. WAL is kept under its timeline's number, and so is what is recycled for it.
+        """
+        found = (_SEGMENT.fullmatch(path.name) for path in (self.current / "pg_wal").glob("*"))
+        return max((int(match[1], 16) for match in found if match), default=0)
 
     def _history(self, timeline: int) -> Path:
         return self.current / "pg_wal" / f"{timeline:08X}.history"

@@ -235,6 +235,8 @@ class Instance:
     def serving(self, observed: Observation) -> None:
         """postgres has been started and answers."""
         self.standing.see(observed)
+        if observed.in_recovery:
+            self.standing.timeline = max(self.standing.timeline, self.server.data.newest_timeline())
         self.standing.holding = self.lease.holding()
         self.final_point = None
         self.recovers_alone = False

@@ -57,6 +57,7 @@ Kind = Literal[
     "api loses",  # of all, some
     "gate",  # repmgrd asks for it
     "promote",  # a person types it
+    "doom",  # whoever is promoted next is lost right after that, with its machine
 ]
 KINDS: tuple[Kind, ...] = get_args(Kind)
 
@@ -128,6 +129,7 @@ class Cluster:
         self._systems = 0
         self._branches = 0
         self._writers: list[str] = []
+        self._dooms: list[asyncio.Future[Node]] = []
         self.config = ClusterConfig(
             name=CLUSTER,
             namespace="prod",
@@ -365,6 +367,9 @@ class Cluster:
         self._branches += 1
         at.server.promote(self._branches)
         self.began(at, promoted=True)
+        for doom in self._dooms:
+            doom.set_result(at)
+        self._dooms.clear()
 
     # --- faults -------------------------------------------------------------------------------
 
@@ -403,6 +408,8 @@ class Cluster:
             case "gate" | "promote":
                 if at.request is not None and at.agent is not None:
                     at.agent.spawn(self._wants(at, kind))
+            case "doom":
+                await self._doom(lasts_s)
             case _:
                 with self._disturbed(kind, at):
                     await asyncio.sleep(lasts_s)
@@ -454,6 +461,19 @@ class Cluster:
             done, reason = await at.request([what])
             self.say(f"{at.name}: {what}: {'yes' if done else 'no'}: {reason}")
 
+    async def _doom(self, lasts_s: float) -> None:
+        doom: asyncio.Future[Node] = self.loop.create_future()
+        self._dooms.append(doom)
+        await asyncio.wait({doom}, timeout=lasts_s)
+        if not doom.done():
+            self._dooms.remove(doom)
+            return
+        await asyncio.sleep(self.chance.uniform(0.0, 0.3))
+        self.say(f"{doom.result().name} is doomed")
+        with self._disturbed("off", doom.result()):
+            await asyncio.sleep(lasts_s)
+        doom.result().begin()
+
     async def _freeze(self, which: str, at: Node, lasts_s: float) -> None:
         processes: list[Process] = []
         if at.guard is not None and which in ("", "guard"):
@@ -464,12 +484,12 @@ class Cluster:
         for process in processes:
             process.freeze()
         if server is not None:
-            server.frozen = True
+            server.frozen += 1
         await asyncio.sleep(lasts_s)
         self.say(f"{at.name} wakes up")
         if server is not None:
             # A backend may be the first that runs.
-            server.frozen = False
+            server.frozen -= 1
             self.look()
         for process in processes:
             process.thaw()

@@ -55,7 +55,7 @@ class Process:
     clock: Clock
     owner: Any = None
     alive: bool = True
-    frozen: bool = False
+    frozen: int = 0  # by how many
     buried: bool = False
     signals: dict[signal.Signals, Callable[[], object]] = field(default_factory=dict)
     tasks: list[asyncio.Task[Any]] = field(default_factory=list)
@@ -77,11 +77,13 @@ class Process:
 
     def freeze(self) -> None:
         """Nothing of it runs from now on."""
-        self.frozen = True
+        self.frozen += 1
 
     def thaw(self) -> None:
-        """It goes on where it was."""
-        self.frozen = False
+        """It goes on where it was, unless something else keeps it."""
+        self.frozen = max(0, self.frozen - 1)
+        if self.frozen:
+            return
         due, self._due = self._due, []
         for each in due:
             self.loop.repeat(self, each)
@@ -93,6 +95,7 @@ class Process:
     def bury(self) -> None:
         """The end of the world: let its tasks be cancelled."""
         self.alive = self.buried = True
+        self.frozen = 0
         for task in self.tasks:
             task.cancel()
         self.thaw()

@@ -135,7 +135,7 @@ class Server:
         self.node = node
         self.data = data
         self.alive = True
-        self.frozen = False
+        self.frozen = 0  # by how many
         self.stopping = False
         self.started = False
         self.synchronous = synchronous

@@ -449,6 +449,22 @@ async def test_an_answer_that_comes_after_the_loss_takes_nothing_back(
     assert second.holding(), "nobody took it from there"
 
 
+async def test_a_lease_that_has_changed_hands_since_the_decision_is_not_taken(
+    api: Api, clock: Clock
+) -> None:
+    """Its last holder stood still, and would put itself on record as its last writer."""
+    first, second, _ = await members(api)
+    await second.look()
+    clock.now_s += 7
+    assert await second.take(writes=True)
+    assert await second.release()
+    assert not await first.take(writes=True), "as the last holder, which it is not any more"
+    stored = api.find(LEASES, "shop-primary")
+    assert stored is not None
+    assert stored["metadata"]["annotations"][names.ANNOTATION_WRITER] == "shop-1"
+    assert await first.take(), "decided on what it has seen by then"
+
+
 async def test_a_lease_made_again_is_not_taken_back_from_who_has_it_by_then(
     api: Api, clock: Clock
 ) -> None:

@@ -339,7 +339,7 @@ class Agent:
     async def _status(self, _: Mapping[str, Any]) -> Mapping[str, Any]:
         instance = self._instance
         return candidate_document(
-            instance.candidate(),
+            await instance.candidate_now(),
             instance.report(),
             {"epoch": instance.lease.epoch, FOLLOWS_PLANS: True},
         )

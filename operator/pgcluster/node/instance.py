@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import os
 import signal
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 
 from prometheus_client import CollectorRegistry
@@ -40,6 +42,9 @@ from pgcluster.topology.election import Candidate
 from pgcluster.topology.lease import Mark
 
 log = logging.getLogger(__name__)
+
+# Less than whoever asks waits for.
+_LOOK_S = 0.3
 
 
 class Instance:
@@ -184,6 +189,20 @@ class Instance:
             or self.must_rejoin
             or self.standing.state in ("cloning", "rewinding", "refused", "fenced"),
         )
+
+    async def candidate_now(self) -> Candidate:
+        """The same, as an election asks for it: by a look at what is there at this moment.
+
+        What was seen before may be less than what was acknowledged since.
+        """
+        if self.server.running:
+            with contextlib.suppress(RetryError, TimeoutError):
+                async with asyncio.timeout(_LOOK_S):
+                    self.standing.see(await self.server.local.observe())
+                return self.candidate()
+        elif self.standing.observed is None:
+            return self.candidate()
+        return replace(self.candidate(), exact=False)
 
     def say(self, state: InstanceState, reason: str) -> None:
         """Tell what this instance is doing, and why."""

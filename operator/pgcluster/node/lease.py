@@ -160,7 +160,8 @@ class LeaseKeeper:
         """Take the Lease, or renew it where it is ours already; False where that did not work.
 
         The caller has decided that it may: it is free, or its holder's container `ended`. A stale
-        view does no harm: the write carries the version that was looked at. `accepted` is the mark
+        view does no harm: where it has changed hands since, the caller has to decide anew, and the
+        write carries the version that was looked at. `accepted` is the mark
         from now on, where a person has accepted that what is beyond it is lost. `writes`: postgres
         starts as the primary as soon as this is done; a standby says so later, by `reserve`.
         """
@@ -250,20 +251,21 @@ class LeaseKeeper:
                     if written is None:
                         return False
                     self._hold(written, sent_s)
-                    return True
+                    return self._valid_until_s is not None
         except (PgClusterError, TimeoutError) as error:
             log.warning("the Lease was not written: %s", error or "no answer in time")
             self._manifest = None
         return False
 
     async def _take(self, ended: str | None, accepted: WalPoint | None, *, writes: bool) -> bool:
+        decided_on = self._view
         manifest = await self._read()
-        if manifest is None:
+        if manifest is None or decided_on is None:
             return False
         # From here to the answer, so that no promise is given in between.
         self._taking = True
         record = self._parse(manifest)
-        if not self._may_take(record, ended):
+        if _hands(record) != _hands(decided_on.record) or not self._may_take(record, ended):
             return False
         self._announced = None
         self.taken_over = record.holder not in ("", self._me)
@@ -568,6 +570,11 @@ class LeaseKeeper:
 
     def _parse(self, manifest: dict[str, Any]) -> LeaseRecord:
         return LeaseRecord.parse(manifest, default_duration_s=self._timing().duration_s)
+
+
+def _hands(record: LeaseRecord) -> tuple[str, int]:
+    """Who has it, and in which epoch."""
+    return record.holder, record.epoch
 
 
 def _moved(before: LeaseRecord, after: LeaseRecord) -> bool:

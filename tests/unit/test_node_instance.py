@@ -1,0 +1,72 @@
+"""What an instance tells of itself when an election asks."""
+
+from __future__ import annotations
+
+import asyncio
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from pgcluster.api.errors import RetryError
+from pgcluster.api.wal import Lsn, WalPoint
+from pgcluster.node import instance as module
+from pgcluster.node.instance import Instance
+from pgcluster.node.standing import Standing
+from pgcluster.postgres.control import ControlData
+from pgcluster.postgres.local import Observation
+
+
+def observation(lsn: int) -> Observation:
+    point = WalPoint(1, Lsn(lsn))
+    return Observation(True, "7001", point, True, None, 0, (), "17.0", received=True)
+
+
+async def silence() -> Observation:
+    await asyncio.sleep(3600)
+    raise AssertionError
+
+
+async def no_answer() -> Observation:
+    raise RetryError("postgres does not answer")
+
+
+async def more() -> Observation:
+    return observation(9)
+
+
+class Alone(Instance):
+    """As much of an instance as tells what it has; it was last seen to have 5."""
+
+    def __init__(self, *, running: bool, look: Any = no_answer) -> None:
+        self.standing = Standing()
+        self.standing.see(observation(5))
+        self.server = SimpleNamespace(running=running, local=SimpleNamespace(observe=look))  # type: ignore[assignment] # as much of a server as is used
+        self.leaving = lambda: False
+        self.must_rejoin = False
+
+
+async def test_an_election_hears_what_is_there_now_and_not_what_was_seen_last() -> None:
+    told = await Alone(running=True, look=more).candidate_now()
+    assert told.point == WalPoint(1, Lsn(9))
+    assert told.exact
+
+
+@pytest.mark.parametrize("look", [no_answer, silence])
+async def test_what_was_seen_before_is_the_least_that_there_is(
+    look: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "_LOOK_S", 0.01)
+    told = await Alone(running=True, look=look).candidate_now()
+    assert told.point == WalPoint(1, Lsn(5))
+    assert not told.exact
+
+
+async def test_a_postgres_that_has_just_ended_may_have_more_than_was_seen() -> None:
+    instance = Alone(running=False)
+    assert not (await instance.candidate_now()).exact
+    end = WalPoint(1, Lsn(9))
+    instance.standing.rest(ControlData("7001", "shut down", end, checksums=True, backup=False))
+    told = await instance.candidate_now()
+    assert told.point == end
+    assert told.exact

@@ -209,7 +209,7 @@ class Agent:
         decision = decide_start(facts)
         match decision:
             case TakeLease():
-                await self.keeper.take(writes=postgres.was_primary)
+                await self.keeper.take(lease.record if lease else None, writes=postgres.was_primary)
             case StartPrimary():
                 until_s = self.keeper.valid_until_s
                 if until_s is not None and self.keeper.holding():
@@ -329,7 +329,7 @@ class Agent:
                     others = await self.world.ask(self, without=lost)
                     continue
                 case Take():
-                    if await self.keeper.take():
+                    if await self.keeper.take(facts.lease.record if facts.lease else None):
                         continue
             others = None
             await asyncio.sleep(0.1)

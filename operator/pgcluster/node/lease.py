@@ -152,6 +152,7 @@ class LeaseKeeper:
 
     async def take(
         self,
+        decided_on: LeaseRecord | None,
         *,
         ended: str | None = None,
         accepted: WalPoint | None = None,
@@ -160,14 +161,15 @@ class LeaseKeeper:
         """Take the Lease, or renew it where it is ours already; False where that did not work.
 
         The caller has decided that it may: it is free, or its holder's container `ended`. A stale
-        view does no harm: where it has changed hands since, the caller has to decide anew, and the
-        write carries the version that was looked at. `accepted` is the mark
-        from now on, where a person has accepted that what is beyond it is lost. `writes`: postgres
-        starts as the primary as soon as this is done; a standby says so later, by `reserve`.
+        view does no harm: where it has changed hands since the record that this was `decided_on`,
+        the caller has to decide anew, and the write carries the version that was looked at.
+        `accepted` is the mark from now on, where a person has accepted that what is beyond it is
+        lost. `writes`: postgres starts as the primary as soon as this is done; a standby says so
+        later, by `reserve`.
         """
         async with self._writing:
             try:
-                return await self._take(ended, accepted, writes=writes)
+                return await self._take(decided_on, ended, accepted, writes=writes)
             except PgClusterError as error:
                 log.info("the Lease was not taken: %s", error)
                 return False
@@ -257,15 +259,21 @@ class LeaseKeeper:
             self._manifest = None
         return False
 
-    async def _take(self, ended: str | None, accepted: WalPoint | None, *, writes: bool) -> bool:
-        decided_on = self._view
+    async def _take(
+        self,
+        decided_on: LeaseRecord | None,
+        ended: str | None,
+        accepted: WalPoint | None,
+        *,
+        writes: bool,
+    ) -> bool:
         manifest = await self._read()
         if manifest is None or decided_on is None:
             return False
         # From here to the answer, so that no promise is given in between.
         self._taking = True
         record = self._parse(manifest)
-        if _hands(record) != _hands(decided_on.record) or not self._may_take(record, ended):
+        if record.hands != decided_on.hands or not self._may_take(record, ended):
             return False
         self._announced = None
         self.taken_over = record.holder not in ("", self._me)
@@ -570,11 +578,6 @@ class LeaseKeeper:
 
     def _parse(self, manifest: dict[str, Any]) -> LeaseRecord:
         return LeaseRecord.parse(manifest, default_duration_s=self._timing().duration_s)
-
-
-def _hands(record: LeaseRecord) -> tuple[str, int]:
-    """Who has it, and in which epoch."""
-    return record.holder, record.epoch
 
 
 def _moved(before: LeaseRecord, after: LeaseRecord) -> bool:

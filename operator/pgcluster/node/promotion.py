@@ -19,7 +19,7 @@ from pgcluster.node.standing import Standing
 from pgcluster.postgres.local import Observation, serves_as_primary
 from pgcluster.render import repmgr as render_repmgr
 from pgcluster.topology.election import Candidate
-from pgcluster.topology.lease import LeaseView
+from pgcluster.topology.lease import LeaseRecord, LeaseView
 
 log = logging.getLogger(__name__)
 
@@ -88,8 +88,14 @@ class Promotion:
         deadline_s = monotonic_s() + _GATE_DEADLINE_S
         said = ""
         others: Mapping[str, Candidate] | None = None
+        asked_on: LeaseRecord | None = None
         while monotonic_s() < deadline_s:
+            view = self._lease.view
+            if asked_on is not None and (view is None or view.record.hands != asked_on.hands):
+                # Somebody has held it since they were asked, and may have written.
+                others = None
             facts = self._facts(others)
+            record = facts.lease.record if facts.lease else None
             verdict = decide_gate(facts)
             if verdict.reason != said:
                 said = verdict.reason
@@ -100,13 +106,13 @@ class Promotion:
                 case Deny():
                     return False, said
                 case Ask():
+                    asked_on = record
                     others = await self._members.candidates(without=self._lost_holder())
                     continue
                 case Take():
-                    record = facts.lease.record if facts.lease else None
                     ended = record.container if record and facts.holder_ended else None
                     accepted = self._standing.point if verdict.forced else None
-                    if await self._lease.take(ended=ended, accepted=accepted):
+                    if await self._lease.take(record, ended=ended, accepted=accepted):
                         self._passed = utc_now()
                         continue
             # What the others had is true for the moment only.

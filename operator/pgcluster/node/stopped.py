@@ -27,6 +27,7 @@ from pgcluster.node.start import (
     decide_start,
 )
 from pgcluster.render import repmgr as render_repmgr
+from pgcluster.topology.lease import LeaseRecord
 
 log = logging.getLogger(__name__)
 
@@ -53,12 +54,13 @@ class Stopped:
             instance.say("waiting", "postgres was stopped for a hand-over, or by a person")
             return 1.0
         instance.rest(await instance.server.control())
-        decision = decide_start(await self._facts())
+        facts = await self._facts()
+        decision = decide_start(facts)
         if decision.reason != instance.standing.reason:
             log.info("start: %s", decision.reason, extra={"decision": type(decision).__name__})
         if isinstance(decision, Wait | Refuse) and instance.lease.holding():
             await instance.lease.release()
-        return await self._act(decision)
+        return await self._act(decision, facts.lease.record if facts.lease else None)
 
     # --- how it came to this ------------------------------------------------------------------
 
@@ -138,7 +140,7 @@ class Stopped:
         peers = await instance.members.candidates(without=lease.record.holder)
         return replace(facts, peers=peers, now_s=monotonic_s())
 
-    async def _act(self, decision: Decision) -> float:
+    async def _act(self, decision: Decision, decided_on: LeaseRecord | None) -> float:
         instance = self._instance
         match decision:
             case Refuse():
@@ -149,10 +151,10 @@ class Stopped:
                 accepted = instance.standing.point if decision.forced else None
                 control = instance.standing.control
                 writes = control is not None and control.was_primary
-                took = await instance.lease.take(accepted=accepted, writes=writes)
+                took = await instance.lease.take(decided_on, accepted=accepted, writes=writes)
                 return 0.0 if took else 0.5
             case Bootstrap():
-                await self._bootstrap(decision)
+                await self._bootstrap(decision, decided_on)
             case StartPrimary():
                 await self._start(decision, primary=True)
             case StartStandby():
@@ -169,14 +171,14 @@ class Stopped:
 
     # --- what it may say ----------------------------------------------------------------------
 
-    async def _bootstrap(self, decision: Bootstrap) -> None:
+    async def _bootstrap(self, decision: Bootstrap, decided_on: LeaseRecord | None) -> None:
         instance = self._instance
         instance.say("bootstrapping", decision.reason)
         await instance.server.data.initdb()
         instance.standing.replaced()
         instance.standing.control = await instance.server.control()
         # The identity is on record before the first start: from here on nobody else may initdb.
-        if not await instance.lease.take(writes=True):
+        if not await instance.lease.take(decided_on, writes=True):
             raise RetryError("the new cluster's identity could not be recorded in the Lease")
         log.info("made a new cluster")
 

@@ -65,6 +65,11 @@ class LeaseRecord:
     pausing: bool = False
     successor: str | None = None
 
+    @property
+    def hands(self) -> tuple[str, int]:
+        """Who has it, and in which epoch: what was decided on others is decided on nothing."""
+        return self.holder, self.epoch
+
     @classmethod
     def parse(cls, manifest: Mapping[str, Any], *, default_duration_s: float) -> LeaseRecord:
         """Read a Lease manifest; what is absent or malformed counts as not recorded."""

@@ -253,7 +253,7 @@ class LeaseKeeper:
                     if written is None:
                         return False
                     self._hold(written, sent_s)
-                    return True
+                    return self._valid_until_s is not None
         except (PgClusterError, TimeoutError) as error:
             log.warning("the Lease was not written: %s", error or "no answer in time")
             self._manifest = None

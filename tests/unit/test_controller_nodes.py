@@ -47,7 +47,7 @@ def test_a_node_that_is_about_to_go_is_told_by_its_spec(
 
 
 def test_the_primary_leaves_it_for_an_instance_on_another() -> None:
-    found = nodes.wish(observed(*three()), {"a": "is cordoned", "b": "is cordoned"}, NOW)
+    found = nodes.wish(observed(*three()), {"a": "is cordoned", "b": "is cordoned"})
     assert found is not None
     assert found.cause == "node"
     assert found.avoid == {"shop-0", "shop-1"}
@@ -55,26 +55,26 @@ def test_the_primary_leaves_it_for_an_instance_on_another() -> None:
 
 
 def test_a_standbys_node_and_an_empty_one_concern_nobody() -> None:
-    assert nodes.wish(observed(*three()), {"b": "is cordoned", "z": "is cordoned"}, NOW) is None
+    assert nodes.wish(observed(*three()), {"b": "is cordoned", "z": "is cordoned"}) is None
 
 
 def test_with_nowhere_to_go_it_stays() -> None:
     going = {"a": "is cordoned", "b": "is cordoned"}
-    assert nodes.wish(observed(*three(ready=False)), going, NOW) is None
+    assert nodes.wish(observed(*three(ready=False)), going) is None
     everything = {**going, "c": "is cordoned"}
-    assert nodes.wish(observed(*three()), everything, NOW) is None
+    assert nodes.wish(observed(*three()), everything) is None
 
 
 def test_one_that_was_refused_is_asked_for_again_later_under_another_name() -> None:
     going = {"a": "is cordoned"}
-    first = nodes.wish(observed(*three()), going, NOW)
+    first = nodes.wish(observed(*three()), going)
     assert first is not None
     record = {"request": first.request, "state": "Refused", "endedAt": "2026-05-01T09:59:55Z"}
     seen = observed(*three(), status={"lastSwitchover": record})
     seen.cluster["status"] = {"lastSwitchover": record}
-    assert nodes.wish(seen, going, NOW) is None
-    later = nodes.wish(seen, going, NOW.replace(minute=5))
+    later = nodes.wish(seen, going)
     assert later is not None
+    assert later.not_before == NOW.replace(second=10)
     assert later.request != first.request
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import json
 from datetime import UTC, datetime, timedelta
@@ -780,3 +781,110 @@ async def test_a_volume_that_shall_grow_grows_by_its_claim(kube: FakeKube) -> No
     assert claim["spec"]["resources"]["requests"]["storage"] == "2Gi"
     assert await reconcile(kube) == ["apply statefulsets/shop"], "it makes larger ones from now on"
     assert await reconcile(kube) == []
+
+
+def asks(kube: FakeKube, value: str) -> None:
+    """Annotate the PgCluster as a user would."""
+    body = kube.find(PGCLUSTERS, "shop")
+    assert body is not None
+    body["metadata"].setdefault("annotations", {})[names.ANNOTATION_SWITCHOVER] = value
+    kube.put(PGCLUSTERS, body)
+
+
+def last(kube: FakeKube) -> dict[str, Any]:
+    body = kube.find(PGCLUSTERS, "shop")
+    assert body is not None
+    found: dict[str, Any] = body["status"].get("lastSwitchover") or {}
+    return found
+
+
+async def test_a_switchover_is_done_once_wherever_the_operator_is_cut_off(kube: FakeKube) -> None:
+    await ready_cluster(kube)
+    asks(kube, "shop-1:monday")
+    ordered = set()
+    for number in range(12):
+        kube.dies_after = len(kube.writes) + number % 4
+        with contextlib.suppress(PgClusterError):
+            await reconcile(kube)
+        kube.dies_after = None
+        if (order := told(kube).switchover) is not None:
+            ordered.add((order.request, order.target, order.epoch))
+            assert last(kube)["state"] == "Running", "nothing is ordered that is not on record"
+    assert ordered == {("shop-1:monday", "shop-1", 1)}
+    run(kube, primary="shop-1", epoch=2)
+    await every_cut(kube)
+    assert told(kube).switchover is None
+    assert last(kube)["state"] == "Succeeded"
+    run(kube, primary="shop-0", epoch=3)
+    await every_cut(kube)
+    assert told(kube).switchover is None, "the same value is not done again"
+    reasons = [body["reason"] for (kind, *_), body in kube.objects.items() if kind == "events"]
+    for reason in ("SwitchoverRequested", "SwitchoverSucceeded"):
+        assert reasons.count(reason) == 1
+
+
+async def test_an_operator_that_stood_still_does_not_make_a_done_request_new(
+    kube: FakeKube,
+) -> None:
+    await ready_cluster(kube)
+    frozen, thawed = asyncio.Event(), asyncio.Event()
+
+    class Freezing(FakeKube):
+        """One replica's view: it stands still before it writes the status."""
+
+        async def apply(self, resource: Any, manifest: Any, **how: Any) -> Any:
+            if how.get("subresource") == "status":
+                frozen.set()
+                await thawed.wait()
+            return await super().apply(resource, manifest, **how)
+
+    slow = Freezing()
+    slow.__dict__ |= kube.__dict__
+    pod_0 = kube.find(PODS, "shop-0")
+    assert pod_0 is not None
+    pod_0["status"]["conditions"][0]["status"] = "False"
+    old = asyncio.create_task(reconciler(slow)(SHOP))
+    await frozen.wait()
+    pod_0["status"]["conditions"][0]["status"] = "True"
+    asks(kube, "any:1")
+    await reconcile(kube)
+    await reconcile(kube)
+    run(kube, primary="shop-1", epoch=2)
+    await reconcile(kube)
+    assert last(kube)["state"] == "Succeeded"
+    thawed.set()
+    with pytest.raises(RetryError, match="changed meanwhile"):
+        await old
+    assert last(kube)["state"] == "Succeeded"
+    await reconcile(kube)
+    await reconcile(kube)
+    assert told(kube).switchover is None
+
+
+async def test_a_failed_wish_of_its_own_does_not_make_the_operator_look_less_often(
+    kube: FakeKube,
+) -> None:
+    await ready_cluster(kube)
+    body = kube.find(PGCLUSTERS, "shop")
+    assert body is not None
+    record = {"request": "node-x-9", "cause": "node", "state": "Refused", "failures": 9}
+    body["status"]["lastSwitchover"] = {**record, "endedAt": "2026-05-01T10:00:00Z"}
+    for name in ("shop-0", "shop-1"):
+        found = kube.find(PODS, name)
+        assert found is not None
+        found["spec"]["nodeName"] = name
+    pooler = kube.find(PODS, "pool-1")
+    assert pooler is not None
+    pooler["status"]["conditions"][0]["status"] = "False"
+    operator = Reconciler(
+        cast(KubeClient, kube),
+        Metrics(),
+        CATALOG,
+        identity="test",
+        clock=Clock(),
+        today=lambda: datetime(2026, 5, 1, 10, tzinfo=UTC),
+        going=lambda: {"shop-0": "is cordoned"},
+    )
+    result = await operator(SHOP)
+    assert result is not None
+    assert result.again_s == 15.0

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Mapping
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
@@ -10,9 +11,10 @@ from typing import Any
 import pytest
 
 from pgcluster.api import names
-from pgcluster.api.config import SwitchoverConfig
+from pgcluster.api.config import ClusterConfig, SwitchoverConfig
 from pgcluster.api.models import PgCluster, PgClusterStatus
-from pgcluster.controller import events, switchover
+from pgcluster.controller import attempts, events, status, switchover
+from pgcluster.controller.metrics import Metrics
 from pgcluster.controller.observe import Observed
 from pgcluster.controller.wishes import Wish
 from tests.unit.test_controller_rollout import instance, observed
@@ -32,6 +34,25 @@ class World:
         self.spec = spec
         self.now = NOW
         self.wishes: list[Wish] = []
+        # What the agents were told.
+        self.given: SwitchoverConfig | None = None
+        # Instances on nodes that are about to go.
+        self.going: tuple[str, ...] = ()
+
+    def utter(self, *causes: str) -> None:
+        """What the parts of the operator wish at this moment: each asks by its own attempts."""
+        self.wishes = []
+        for cause in causes:
+            attempt = attempts.attempt(self.seen, f"{cause}-x")
+            self.wishes.append(
+                Wish(
+                    cause,  # type: ignore[arg-type] # as it is given
+                    attempt.request,
+                    f"a {cause} wants it",
+                    avoid=frozenset({"shop-1", "shop-2"}),
+                    not_before=attempt.not_before,
+                )
+            )
 
     @property
     def seen(self) -> Observed:
@@ -45,13 +66,30 @@ class World:
         )
         cluster = {**made.cluster, "metadata": {**made.cluster["metadata"]}}
         cluster["metadata"]["annotations"] = annotations
-        return replace(made, cluster=cluster, children={("Lease", "shop-primary"): lease})
+        cluster["status"] = self.stored.model_dump(mode="json", by_alias=True, exclude_none=True)
+        config = ClusterConfig(
+            name="shop", namespace="test", uid="u", instances=3, switchover=self.given
+        )
+        told = {"data": {names.CONFIG_KEY: config.model_dump_json()}}
+        return replace(
+            made,
+            cluster=cluster,
+            children={
+                ("Lease", "shop-primary"): lease,
+                ("ConfigMap", names.config_map("shop")): told,
+            },
+        )
 
     def look(self, *, stored: bool = True) -> switchover.Decision:
         """One reconciliation; `stored`: it got as far as writing the status."""
         seen = self.seen
         found = switchover.decide(
-            seen, PgCluster.parse(seen.cluster), self.stored, self.wishes, now=self.now
+            seen,
+            PgCluster.parse(seen.cluster),
+            self.stored,
+            self.wishes,
+            now=self.now,
+            going=self.going,
         )
         if stored:
             self.stored = self.stored.model_copy(
@@ -324,3 +362,173 @@ def test_a_rolling_change_waits_for_a_switchover_that_is_not_its_own() -> None:
     world.look()
     assert world.state == "Running"
     assert switchover.in_the_way(parsed, world.stored) is None
+
+
+def test_one_that_the_primary_carries_out_is_waited_for_however_long_it_takes() -> None:
+    world = World(annotation="shop-1:a")
+    world.look()
+    world.primary_says(state="checking")
+    world.now += timedelta(minutes=10)
+    assert world.look().order is not None
+    assert world.state == "Running"
+    world.holder = ""
+    world.look()
+    assert world.state == "Failed"
+    assert world.stored.last_switchover is not None
+    assert "no instance is the primary" in world.stored.last_switchover.reason
+
+
+def test_an_old_primary_that_comes_back_instead_of_the_target_is_told() -> None:
+    world = World(annotation="shop-1:a")
+    world.look()
+    world.epoch += 1
+    world.look()
+    assert world.state == "Failed"
+    assert world.stored.last_switchover is not None
+    assert world.stored.last_switchover.reason == "shop-0 is the primary again"
+
+
+def test_pausing_takes_back_what_nobody_was_told_yet() -> None:
+    world = World(annotation="shop-1:a")
+    world.look()
+    world.spec = {"paused": True}
+    assert world.look().order is None
+    assert world.state == "Refused"
+
+
+def test_pausing_fails_nothing_that_the_agents_may_still_do() -> None:
+    world = World(annotation="shop-1:a")
+    world.look()
+    world.given = world.look().order
+    world.spec = {"paused": True}
+    world.now += timedelta(hours=1)
+    world.look()
+    assert world.state == "Running", "the order stands there and nothing is written"
+    world.spec = {}
+    assert world.look().order is None
+    assert world.state == "Failed"
+
+
+def test_an_annotation_of_any_length_is_dealt_with_once() -> None:
+    world = World(annotation="shop-1:" + "a" * 100_000)
+    world.look()
+    assert world.state == "Refused"
+    before = world.stored
+    world.look()
+    assert world.stored == before
+    world.annotation = "shop-1:" + "a" * 100_001
+    world.look()
+    assert world.stored != before
+
+
+def test_wishes_that_nobody_can_fulfil_take_turns_ever_more_slowly() -> None:
+    world = World()
+    tried: list[tuple[str, datetime]] = []
+    for _ in range(720):
+        before = world.stored.last_switchover
+        world.utter("scale", "node")
+        world.look()
+        record = world.stored.last_switchover
+        if record is not None and record != before:
+            tried.append((record.request, world.now))
+        world.now += timedelta(seconds=5)
+    requests = [request for request, _ in tried]
+    assert len(set(requests)) == len(requests), "an agent does not try the same one again"
+    assert {request.split("-")[0] for request in requests} == {"scale", "node"}
+    assert len(tried) < 3600 / 60 + 5
+    pauses = [(b - a).total_seconds() for (_, a), (_, b) in itertools.pairwise(tried)]
+    assert pauses[0] >= 7
+    assert pauses[-1] >= 60
+
+
+def test_a_request_of_a_person_does_not_make_an_old_attempt_new() -> None:
+    world = World()
+    world.utter("node")
+    world.look()
+    assert world.state == "Refused"
+    world.annotation = "shop-9"
+    world.look()
+    world.now += timedelta(minutes=10)
+    world.utter("node")
+    world.look()
+    assert world.stored.last_switchover is not None
+    assert world.stored.last_switchover.request == "node-x-2"
+
+
+def test_a_success_starts_the_count_anew() -> None:
+    world = World()
+    world.utter("node")
+    world.look()
+    world.annotation, world.wishes = "any:1", []
+    world.look()
+    world.hand_over(1)
+    world.look()
+    assert world.state == "Succeeded"
+    world.utter("scale")
+    assert world.wishes[0].request == "scale-x-1"
+    assert world.wishes[0].not_before is None
+
+
+def test_a_wish_that_waits_for_its_next_attempt_is_told_and_looked_at_again() -> None:
+    world = World(pgbouncer={"instances": 0})
+    world.utter("node")
+    world.look()
+    world.utter("node")
+    found = world.look()
+    assert found.unmet is not None
+    assert found.unmet.startswith("a node wants it, but no instance can take over")
+    assert found.again_s == 15.0
+    parsed = PgCluster.parse(world.seen.cluster)
+    told = status.compute(
+        world.seen, parsed, status.Outcome(switchover=found), now="2026-05-01T10:00:00Z"
+    )
+    progressing = next(c for c in told.conditions if c.type == "Progressing")
+    assert (progressing.status, progressing.reason) == ("False", "SwitchoverRefused")
+    world.wishes = []
+    assert world.look().unmet is None
+
+
+def test_the_best_is_not_on_a_node_that_is_about_to_go_where_another_is_fit() -> None:
+    world = World(annotation="any:1")
+    world.pods[2] = instance(2, lag_bytes=1 << 24)
+    world.going = ("shop-1",)
+    world.look()
+    order = world.look().order
+    assert order is not None
+    assert order.target == "shop-2"
+    lonely = World(annotation="any:1")
+    lonely.going = ("shop-1", "shop-2")
+    lonely.look()
+    assert lonely.state == "Running"
+
+
+@pytest.mark.parametrize("annotation", ["shop-1:a", "shop-9"])
+def test_a_status_that_could_not_be_written_posts_no_event_twice(annotation: str) -> None:
+    world = World(annotation=annotation)
+    posted = set()
+    for _ in range(3):
+        before = world.stored
+        found = world.look(stored=False)
+        after = before.model_copy(update={"last_switchover": found.record})
+        told = events.between(before, after)
+        assert told
+        posted |= {(event.reason, event.note, event.occasion) for event in told}
+        world.now += timedelta(seconds=7)
+    assert len(posted) == len(told)
+
+
+def test_each_end_is_counted_once_by_cause_and_outcome() -> None:
+    world = World(annotation="shop-9")
+    metrics = Metrics()
+    for _ in range(3):
+        before = world.stored
+        world.look()
+        ended = events.ended_switchover(before, world.stored)
+        if ended is not None:
+            metrics.switchover("test", "shop", ended.cause, ended.state)
+    labels = {"namespace": "test", "name": "shop", "cause": "request", "outcome": "refused"}
+    value = metrics.registry.get_sample_value
+    assert value("pgcluster_switchovers_total", labels) == 1
+    metrics.failover("test", "shop", "switchover")
+    metrics.forget("test", "shop")
+    assert value("pgcluster_switchovers_total", labels) is None

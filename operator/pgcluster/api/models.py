@@ -522,6 +522,8 @@ class SwitchoverRecord(Model):
     """Why, in a sentence."""
     epoch: int | None = None
     """`status.epoch` when it was asked for; it means nothing in any other."""
+    failures: int = 0
+    """How many attempts of the operator's own have come to nothing since the primary last changed on purpose; the next one waits the longer."""
     started_at: str | None = None
     """When it was begun."""
     ended_at: str | None = None

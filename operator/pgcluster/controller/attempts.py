@@ -1,6 +1,9 @@
 """When a wish for another primary is uttered again after it was refused or has failed. Pure.
 
-A request is done once, so another attempt is another request; the status remembers the last one.
+A request is done once, so another attempt is another request. The status remembers only the last
+one, whoever's it was, and how many have come to nothing: attempts are numbered by that. Two wishes
+that nobody can fulfil would otherwise forget each other's attempts, take turns without a pause, and
+ask for what the agents have dealt with already.
 """
 
 from __future__ import annotations
@@ -15,6 +18,8 @@ from pgcluster.controller.observe import Observed
 
 _FIRST_PAUSE_S = 15.0
 _LONGEST_PAUSE_S = 300.0
+# Another wish than the one that came to nothing need not wait for as long.
+_LONGEST_TURN_S = 60.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,12 +35,15 @@ def attempt(observed: Observed, prefix: str) -> Attempt:
     """The next attempt of what `prefix` names; the present one while it is under way."""
     last: Mapping[str, Any] = (observed.cluster.get("status") or {}).get("lastSwitchover") or {}
     known, _, number = str(last.get("request") or "").rpartition("-")
-    if known != prefix or not number.isdecimal():
+    same = known == prefix and number.isdecimal()
+    if same and last.get("state") not in ("Refused", "Failed", "Succeeded"):
+        return Attempt(f"{prefix}-{number}")
+    done = max(int(number) if same else 0, int(last.get("failures") or 0))
+    if not done:
         return Attempt(f"{prefix}-1")
-    done = int(number)
-    if last.get("state") not in ("Refused", "Failed", "Succeeded"):
-        return Attempt(f"{prefix}-{done}")
     pause_s = min(_LONGEST_PAUSE_S, _FIRST_PAUSE_S * 2 ** min(done - 1, 10))
+    if not same:
+        pause_s = min(pause_s / 2, _LONGEST_TURN_S)
     ended = _time(last.get("endedAt"))
     return Attempt(
         f"{prefix}-{done + 1}",

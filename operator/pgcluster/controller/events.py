@@ -76,16 +76,28 @@ def _switched(before: SwitchoverRecord | None, after: SwitchoverRecord | None) -
         return
     asked = f" (asked for by {after.asked_by})" if after.asked_by else ""
     about = f"{after.cause} {after.request}{asked}"
+    # By what is stored, not by the moment: the next look has another one, and posts it again where
+    # the status could not be written.
+    occasion = f"{after.request}/{before.started_at if before is not None else ''}"
     if not known:
         way = f"from {after.from_} to {after.to or 'another instance'}"
-        yield Event("SwitchoverRequested", f"{way}: {about}", f"{after.request}/{after.started_at}")
+        yield Event("SwitchoverRequested", f"{way}: {about}", occasion)
     if after.state != "Running":
         yield Event(
             f"Switchover{after.state}",
             f"{about}: {after.reason}",
-            f"{after.request}/{after.ended_at}",
+            occasion,
             warning=after.state != "Succeeded",
         )
+
+
+def ended_switchover(before: PgClusterStatus, after: PgClusterStatus) -> SwitchoverRecord | None:
+    """The switchover that the earlier status does not know to have ended."""
+    was, now = before.last_switchover, after.last_switchover
+    if now is None or now.state == "Running":
+        return None
+    known = was is not None and (was.request, was.state) == (now.request, now.state)
+    return None if known else now
 
 
 def _rolled(before: PgClusterStatus, after: PgClusterStatus) -> Iterable[Event]:

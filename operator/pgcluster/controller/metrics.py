@@ -70,7 +70,14 @@ class Metrics:
             buckets=_PHASES_S,
             registry=self.registry,
         )
-        self._causes: dict[tuple[str, str], set[str]] = {}
+        self.switchovers = Counter(
+            "pgcluster_switchovers",
+            "Switchovers that this operator has seen the end of, by who asked and what came of it",
+            ["namespace", "name", "cause", "outcome"],
+            registry=self.registry,
+        )
+        # Which series of which counter there are, by cluster.
+        self._series: dict[tuple[str, str], set[tuple[Counter, tuple[str, ...]]]] = {}
 
     def request(self, verb: str, resource: str) -> None:
         """Count one request to the API."""
@@ -78,13 +85,20 @@ class Metrics:
 
     def failover(self, namespace: str, name: str, cause: str) -> None:
         """Count one change of primary."""
-        self._causes.setdefault((namespace, name), set()).add(cause)
-        self.failovers.labels(namespace=namespace, name=name, cause=cause).inc()
+        self._count(self.failovers, namespace, name, cause)
+
+    def switchover(self, namespace: str, name: str, cause: str, outcome: str) -> None:
+        """Count one switchover that has ended."""
+        self._count(self.switchovers, namespace, name, cause, outcome.lower())
+
+    def _count(self, counter: Counter, namespace: str, name: str, *labels: str) -> None:
+        self._series.setdefault((namespace, name), set()).add((counter, labels))
+        counter.labels(namespace, name, *labels).inc()
 
     def forget(self, namespace: str, name: str) -> None:
         """Drop what is kept for a cluster that is gone: its series would stay for ever."""
-        for cause in self._causes.pop((namespace, name), set()):
-            self.failovers.remove(namespace, name, cause)
+        for counter, labels in self._series.pop((namespace, name), set()):
+            counter.remove(namespace, name, *labels)
         _remove(self.ready, namespace, name)
         _remove(self.outdated, namespace, name)
 

@@ -10,7 +10,6 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Callable, Mapping
-from datetime import datetime
 from typing import Any
 
 from pgcluster.api import names
@@ -44,7 +43,7 @@ def leaving(node: Mapping[str, Any]) -> str | None:
     return f"has the taint {found}" if found else None
 
 
-def wish(observed: Observed, going: Mapping[str, str], now: datetime) -> Wish | None:
+def wish(observed: Observed, going: Mapping[str, str]) -> Wish | None:
     """That the primary leave a node that goes, where another instance is on one that stays. Pure.
 
     `going` has, by name, the nodes that are about to go and why.
@@ -53,14 +52,23 @@ def wish(observed: Observed, going: Mapping[str, str], now: datetime) -> Wish | 
     node = _node(primary.manifest) if primary is not None else None
     if primary is None or node is None or node not in going:
         return None
-    avoid = frozenset(pod.name for pod in observed.pods if _node(pod.manifest) in going)
+    avoid = on(observed, going)
     if all(pod.name in avoid or not pod.ready for pod in observed.pods):
         return None
     about = attempts.digest(node, primary.manifest["metadata"].get("uid"), observed.epoch)
-    request = attempts.request(observed, f"node-{about}", now)
-    if request is None:
-        return None
-    return Wish("node", request, f"its node {node} {going[node]}", avoid=avoid)
+    attempt = attempts.attempt(observed, f"node-{about}")
+    return Wish(
+        "node",
+        attempt.request,
+        f"its node {node} {going[node]}",
+        avoid=avoid,
+        not_before=attempt.not_before,
+    )
+
+
+def on(observed: Observed, going: Mapping[str, str]) -> frozenset[str]:
+    """The instances on nodes that are about to go. Pure."""
+    return frozenset(pod.name for pod in observed.pods if _node(pod.manifest) in going)
 
 
 def _node(pod: Mapping[str, Any]) -> str | None:

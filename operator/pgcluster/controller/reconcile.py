@@ -129,8 +129,8 @@ class Reconciler:
         settled = await tell(
             self._client, self._metrics, observed, cluster, outcome, identity=self._identity
         )
-        if again_s is None and (outcome.blocked or not settled):
-            again_s = _UNSETTLED_S
+        if outcome.blocked or not settled:
+            again_s = _sooner(again_s, _UNSETTLED_S)
         return Result("blocked" if outcome.blocked else "done", again_s)
 
     def forget(self, key: Key) -> None:
@@ -204,11 +204,14 @@ class Reconciler:
             now=now,
         )
         wishes = list(wanted.wishes)
-        if (leave := nodes.wish(observed, self._going(), now)) is not None:
+        going = self._going()
+        if (leave := nodes.wish(observed, going)) is not None:
             wishes.append(leave)
         if isinstance(rolling.step, rollout.HandOver):
             wishes.append(rolling.step.wish)
-        changing = switchover.decide(observed, cluster, known, wishes, now=now)
+        changing = switchover.decide(
+            observed, cluster, known, wishes, now=now, going=nodes.on(observed, going)
+        )
         return _Plans(wanted, rolling, changing)
 
     async def _serve(self, observed: Observed) -> None:

@@ -250,7 +250,8 @@ class _Situation:
                 c.PROGRESSING,
                 False,
                 c.PAUSED,
-                "spec.paused is true: the operator changes nothing; failover goes on by itself",
+                "spec.paused is true: the operator changes nothing; failover goes on by itself"
+                + "".join(f"; {told}" for _, told in filter(None, (self._refused_switchover(),))),
             )
         if self.outcome.pending is not None:
             return c.PROGRESSING, True, *self.outcome.pending
@@ -290,14 +291,16 @@ class _Situation:
 
     def _refused_switchover(self) -> tuple[str, str] | None:
         """What came to nothing, as long as nothing else has been asked for: reason and message."""
-        record = self.outcome.switchover.record if self.outcome.switchover else None
-        if record is None or record.cause != "request":
+        decision = self.outcome.switchover
+        record = decision.record if decision is not None else None
+        if decision is None or record is None or record.state not in ("Refused", "Failed"):
             return None
-        if record.state == "Refused":
-            return c.SWITCHOVER_REFUSED, f"switchover {record.request}: {record.reason}"
-        if record.state == "Failed":
-            return c.SWITCHOVER_FAILED, f"switchover {record.request}: {record.reason}"
-        return None
+        reason = c.SWITCHOVER_REFUSED if record.state == "Refused" else c.SWITCHOVER_FAILED
+        if decision.unmet is not None:
+            return reason, decision.unmet
+        if record.cause != "request":
+            return None
+        return reason, f"switchover {record.request}: {record.reason}"
 
     def _rolling(self, ready: bool, message: str) -> tuple[bool, str, str] | None:
         """What a rolling change does, or waits for; None where there is none."""

@@ -9,24 +9,30 @@ would look new after it had been done.
 
 from __future__ import annotations
 
+import hashlib
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 
 from pgcluster.api import names
 from pgcluster.api.config import SwitchoverConfig
 from pgcluster.api.models import PgCluster, PgClusterStatus, SwitchoverRecord
+from pgcluster.api.reports import HandoverReport
+from pgcluster.controller import orders
 from pgcluster.controller.observe import InstancePod, Observed
 from pgcluster.controller.wishes import Wish
 
 ANY = "any"
 _CAUSES = ("request", "scale", "node", "maintenance", "rollout")
 _UNDER_WAY = ("checking", "holding", "stopping")
-# The rehearsal, the checkpoint before it and the pause itself have bounds of their own below this.
-_GIVE_UP_S = 420.0
+# Within this an order is seen, or never. One that the primary says it carries out has bounds of its
+# own: a rehearsal, checkpoints of minutes, the pause.
+_GIVE_UP_S = 120.0
 _BEGIN_S = 0.05
 _LOOK_S = 2.0
+# Valid values are shorter; of others the beginning is enough to know them by.
+_LONGEST_VALUE = 280
 _VALUE = re.compile(r"(?P<target>[a-z0-9]([-a-z0-9]*[a-z0-9])?)(:(?P<id>.{1,200}))?", re.DOTALL)
 
 
@@ -35,13 +41,16 @@ class Decision:
     """What the agents are told, and what the status is to say.
 
     `handled` is the value of the annotation that has been dealt with; `waiting` says what a request
-    waits for that is not begun yet.
+    waits for that is not begun yet. `unmet` says why a wish of the operator's own is not met, which
+    is tried again after `later_s`.
     """
 
     order: SwitchoverConfig | None = None
     record: SwitchoverRecord | None = None
     handled: str | None = None
     waiting: str | None = None
+    unmet: str | None = None
+    later_s: float | None = None
 
     @property
     def again_s(self) -> float | None:
@@ -49,7 +58,7 @@ class Decision:
         if self.record is not None and self.record.state == "Running":
             # One that is not stored yet is ordered as soon as it is.
             return _LOOK_S if self.order is not None else _BEGIN_S
-        return _LOOK_S if self.waiting else None
+        return _LOOK_S if self.waiting else self.later_s
 
 
 def decide(
@@ -59,12 +68,16 @@ def decide(
     wishes: Iterable[Wish],
     *,
     now: datetime,
+    going: Collection[str] = (),
 ) -> Decision:
-    """The next step. `known` is the status as it is stored; `wishes` are those of other parts."""
+    """The next step. `known` is the status as it is stored; `wishes` are those of other parts.
+
+    `going` are instances that will have to leave soon: primaries only where nobody else can be.
+    """
     handled = known.switchover_request
     record = known.last_switchover
     if record is not None and record.state == "Running":
-        record = _outcome(observed, record, now)
+        record = _outcome(observed, record, now, paused=cluster.spec.paused)
         if record.state == "Running":
             order = SwitchoverConfig(
                 request=record.request, target=record.to or "", epoch=record.epoch or 0
@@ -77,14 +90,36 @@ def decide(
     if asked is not None and asked != handled:
         if reason := _busy(observed):
             return Decision(None, record, handled, waiting=reason)
-        return Decision(None, _begin_request(observed, cluster, asked, now), asked)
+        begun = _begin_request(observed, cluster, asked, now, going)
+        return Decision(None, _counted(begun, record), asked)
     if cluster.spec.paused:
         return Decision(None, record, handled)
-    done = () if record is None else (record.request,)
-    wish = next((one for one in _ordered(wishes) if one.request not in done), None)
-    if wish is None or observed.primary is None or _busy(observed):
+    ordered = _ordered(wishes, record)
+    due = [one for one in ordered if one.not_before is None or one.not_before <= now]
+    wish = next((one for one in due if record is None or one.request != record.request), None)
+    if wish is None:
+        return _postponed(record, handled, ordered, now)
+    if observed.primary is None or _busy(observed):
         return Decision(None, record, handled)
-    return Decision(None, _begin(observed, wish, now, by=None), handled)
+    return Decision(
+        None, _counted(_begin(observed, wish, now, by=None, going=going), record), handled
+    )
+
+
+def _postponed(
+    record: SwitchoverRecord | None, handled: str | None, wishes: Sequence[Wish], now: datetime
+) -> Decision:
+    early = [(one.not_before, one.reason) for one in wishes if one.not_before is not None]
+    if record is None or not early:
+        return Decision(None, record, handled)
+    at, reason = min(early)
+    return Decision(
+        None,
+        record,
+        handled,
+        unmet=f"{reason}, but {record.reason}; it is tried again",
+        later_s=max(_BEGIN_S, (at - now).total_seconds()),
+    )
 
 
 def in_the_way(cluster: PgCluster, known: PgClusterStatus) -> str | None:
@@ -103,7 +138,13 @@ def in_the_way(cluster: PgCluster, known: PgClusterStatus) -> str | None:
 def requested(cluster: PgCluster) -> str | None:
     """Value of annotation pgcluster.dev/switchover, if there is one."""
     value = (cluster.metadata.get("annotations") or {}).get(names.ANNOTATION_SWITCHOVER)
-    return str(value) or None if value is not None else None
+    if not value:
+        return None
+    text = str(value)
+    if len(text) <= _LONGEST_VALUE:
+        return text
+    # An annotation may have 256 KiB, and what it asks for goes into the status and an Event.
+    return f"{text[:_LONGEST_VALUE]}…{hashlib.sha256(text.encode()).hexdigest()[:12]}"
 
 
 def asked_by(cluster: PgCluster) -> str | None:
@@ -117,34 +158,75 @@ def asked_by(cluster: PgCluster) -> str | None:
 
 
 # --- what became of it ------------------------------------------------------------------------
-def _outcome(observed: Observed, record: SwitchoverRecord, now: datetime) -> SwitchoverRecord:
+def _outcome(
+    observed: Observed, record: SwitchoverRecord, now: datetime, *, paused: bool
+) -> SwitchoverRecord:
     primary = observed.primary
     if observed.lease is not None and observed.epoch != record.epoch and primary is not None:
         if primary.name == record.to:
             return _ended(record, "Succeeded", f"{record.to} is the primary", now)
-        return _ended(record, "Failed", f"{primary.name} became the primary instead", now)
-    for pod in observed.pods:
-        told = pod.report.handover if pod.report else None
-        if told is None or (told.request, told.epoch) != (record.request, record.epoch):
-            continue
-        if told.state == "refused":
-            return _ended(record, "Refused", told.reason, now)
-        if told.state == "failed":
-            return _ended(record, "Failed", told.reason, now)
+        again = primary.name == record.from_
+        became = "is the primary again" if again else "became the primary instead"
+        return _ended(record, "Failed", f"{primary.name} {became}", now)
+    told = _told_of(observed, record)
+    if told is not None and told.state == "refused":
+        return _ended(record, "Refused", told.reason, now)
+    if told is not None and told.state == "failed":
+        return _ended(record, "Failed", told.reason, now)
+    if told is not None and told.state in _UNDER_WAY and primary is not None:
+        # Its agent puts an end to it, or loses the Lease: both are seen.
+        return record
+    if paused:
+        return _outcome_paused(observed, record, now)
     started = _time(record.started_at)
     if started is None or (now - started).total_seconds() > _GIVE_UP_S:
-        reason = f"nothing came of it within {_GIVE_UP_S:g} s; nothing has changed"
+        left = "nothing has changed" if primary is not None else "no instance is the primary"
+        reason = f"nothing came of it within {_GIVE_UP_S:g} s; {left}"
         return _ended(record, "Failed", reason, now)
     return record
 
 
+def _outcome_paused(
+    observed: Observed, record: SwitchoverRecord, now: datetime
+) -> SwitchoverRecord:
+    """While paused nothing is written: no order is given, and none that was given withdrawn.
+
+    What may still be carried out has therefore not failed.
+    """
+    given = orders.switchover(observed)
+    if given is not None and (given.request, given.epoch) == (record.request, record.epoch):
+        return record
+    return _ended(record, "Refused", "spec.paused is true: set it to false first", now)
+
+
+def _told_of(observed: Observed, record: SwitchoverRecord) -> HandoverReport | None:
+    """What an agent says of this very request."""
+    for pod in observed.pods:
+        told = pod.report.handover if pod.report else None
+        if told is not None and (told.request, told.epoch) == (record.request, record.epoch):
+            return told
+    return None
+
+
 def _ended(record: SwitchoverRecord, state: str, reason: str, now: datetime) -> SwitchoverRecord:
-    return record.model_copy(update={"state": state, "reason": reason, "ended_at": _stamp(now)})
+    change: dict[str, object] = {"state": state, "reason": reason, "ended_at": _stamp(now)}
+    if state == "Succeeded":
+        change["failures"] = 0
+    elif record.cause != "request":
+        change["failures"] = record.failures + 1
+    return record.model_copy(update=change)
+
+
+def _counted(begun: SwitchoverRecord, before: SwitchoverRecord | None) -> SwitchoverRecord:
+    """With the failures of those before it: what begins has changed no primary yet."""
+    if before is None:
+        return begun
+    return begun.model_copy(update={"failures": begun.failures + before.failures})
 
 
 # --- what is begun ----------------------------------------------------------------------------
 def _begin_request(
-    observed: Observed, cluster: PgCluster, asked: str, now: datetime
+    observed: Observed, cluster: PgCluster, asked: str, now: datetime, going: Collection[str]
 ) -> SwitchoverRecord:
     by = asked_by(cluster)
     wish = Wish("request", asked, f"annotation {names.ANNOTATION_SWITCHOVER} asks for it")
@@ -165,24 +247,26 @@ def _begin_request(
         return _refused(observed, wish, "no instance is the primary: see condition Ready", now, by)
     target = matched["target"]
     wish = Wish("request", asked, wish.reason, target=None if target == ANY else target)
-    return _begin(observed, wish, now, by=by)
+    return _begin(observed, wish, now, by=by, going=going)
 
 
-def _begin(observed: Observed, wish: Wish, now: datetime, *, by: str | None) -> SwitchoverRecord:
+def _begin(
+    observed: Observed, wish: Wish, now: datetime, *, by: str | None, going: Collection[str]
+) -> SwitchoverRecord:
     primary = observed.primary
     if primary is not None and wish.target == primary.name:
         reason = f"{primary.name} is the primary already"
         return _ended(
             _record(observed, wish, "Succeeded", reason, now, by), "Succeeded", reason, now
         )
-    target, reason = _target(observed, wish)
+    target, reason = _target(observed, wish, going)
     if target is None:
         return _refused(observed, wish, reason, now, by)
     record = _record(observed, wish, "Running", wish.reason, now, by)
     return record.model_copy(update={"to": target})
 
 
-def _target(observed: Observed, wish: Wish) -> tuple[str | None, str]:
+def _target(observed: Observed, wish: Wish, going: Collection[str]) -> tuple[str | None, str]:
     """Who is to become the primary; else why nobody."""
     others = [pod for pod in observed.pods if pod is not observed.primary]
     if wish.target is not None:
@@ -199,8 +283,11 @@ def _target(observed: Observed, wish: Wish) -> tuple[str | None, str]:
     if not fit:
         told = "; ".join(f"{name} {reason}" for name, reason in found.items())
         return None, f"no instance can take over: {told}"
-    nearest = min(fit, key=lambda pod: (pod.report.lag_bytes or 0) if pod.report else 0)
-    return nearest.name, ""
+    return min(fit, key=lambda pod: (pod.name in going, _lag(pod))).name, ""
+
+
+def _lag(pod: InstancePod) -> int:
+    return (pod.report.lag_bytes or 0) if pod.report is not None else 0
 
 
 def _unfit(
@@ -237,8 +324,10 @@ def _busy(observed: Observed) -> str | None:
     return None
 
 
-def _ordered(wishes: Iterable[Wish]) -> Sequence[Wish]:
-    return sorted(wishes, key=lambda wish: _CAUSES.index(wish.cause))
+def _ordered(wishes: Iterable[Wish], record: SwitchoverRecord | None) -> Sequence[Wish]:
+    """By weight; but after one that came to nothing the others have their turn first."""
+    failed = record.cause if record is not None and record.state in ("Refused", "Failed") else ""
+    return sorted(wishes, key=lambda wish: (wish.cause == failed, _CAUSES.index(wish.cause)))
 
 
 def _record(

@@ -6,6 +6,7 @@ import logging
 from datetime import UTC, datetime
 
 from pgcluster.api import conditions, names
+from pgcluster.api.errors import RetryError
 from pgcluster.api.models import FailoverRecord, PgCluster
 from pgcluster.controller import events, status
 from pgcluster.controller.metrics import Metrics
@@ -32,6 +33,10 @@ async def tell(
 
     Events go first: their names come from what they tell, so that after a crash between the two
     they are posted again without effect.
+
+    RetryError where the PgCluster has changed since it was read. What is stored says which
+    switchovers are done: a replica that stood still, and writes what it had decided before another
+    one led, would make a done one new.
     """
     key = observed.key
     now = datetime.now(UTC)
@@ -51,16 +56,24 @@ async def tell(
         now=now.strftime("%Y-%m-%dT%H:%M:%S.%fZ"),
     )
     manifest = {
-        "metadata": {"name": key.name, "namespace": key.namespace, "uid": observed.uid},
+        "metadata": {
+            "name": key.name,
+            "namespace": key.namespace,
+            "uid": observed.uid,
+            "resourceVersion": observed.cluster["metadata"].get("resourceVersion"),
+        },
         "status": after.model_dump(mode="json", by_alias=True, exclude_none=True),
     }
     try:
         await client.apply(PGCLUSTERS, manifest, manager=names.MANAGER_STATUS, subresource="status")
-    except (NotFound, Conflict):
-        # Deleted meanwhile; one of the same name is another one.
+    except NotFound:
         return ready
+    except Conflict as error:
+        raise RetryError("the PgCluster changed meanwhile", delay_s=0.2) from error
     for record in events.new_failovers(before, after):
         metrics.failover(key.namespace, key.name, record.cause)
+    if (ended := events.ended_switchover(before, after)) is not None:
+        metrics.switchover(key.namespace, key.name, ended.cause, ended.state)
     _observe_phases(metrics, before.last_failover, after.last_failover)
     log.info(
         "status: %s, primary %s, %s of %s instances ready",

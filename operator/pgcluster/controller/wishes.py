@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from datetime import datetime
 from typing import Literal
 
 
@@ -15,3 +16,4 @@ class Wish:
     reason: str  # a sentence
     target: str | None = None  # None: the best
     avoid: frozenset[str] = frozenset()  # instances that are not to become the primary
+    not_before: datetime | None = None  # the last attempt came to nothing, and it is too early

@@ -109,6 +109,9 @@ class FakeKube:
         self._write("patch", path)
         if path not in self.objects:
             raise NotFound(404, "NotFound", f"{path} does not exist")
+        version = (patch.get("metadata") or {}).get("resourceVersion")
+        if version not in (None, self.objects[path]["metadata"]["resourceVersion"]):
+            raise Conflict(409, "Conflict", f"{path} has changed")
         self._store(path, _merged(self.objects[path], patch))
         return copy.deepcopy(self.objects[path])
 

@@ -10,7 +10,7 @@ import pytest
 
 from pgcluster.api import names
 from pgcluster.api.models import PgClusterStatus
-from pgcluster.cli import kubectl
+from pgcluster.cli import kubectl, terms
 from pgcluster.controller.observe import Key
 from pgcluster.kube.client import KubeClient
 from pgcluster.kube.resources import LEASES, PGCLUSTERS, PODS
@@ -46,13 +46,16 @@ def world(**status: Any) -> FakeKube:
 
 
 def options(*arguments: str) -> argparse.Namespace:
-    return kubectl.parser().parse_args(["switchover", "shop", *arguments])
+    return kubectl.parse(["switchover", "shop", *arguments])
 
 
-async def ask(kube: FakeKube, *arguments: str) -> int:
-    given = options(*arguments)
-    command: kubectl.Command = given.command
+async def carry_out(kube: FakeKube, given: argparse.Namespace) -> terms.Ending:
+    command: terms.Command = given.command
     return await command(cast(KubeClient, kube), SHOP, given)
+
+
+async def ask(kube: FakeKube, *arguments: str) -> terms.Ending:
+    return await carry_out(kube, options(*arguments))
 
 
 def asked(kube: FakeKube) -> str | None:
@@ -63,14 +66,24 @@ def asked(kube: FakeKube) -> str | None:
 
 
 def test_kubectls_own_flags_work_before_and_after_the_command() -> None:
-    parse = kubectl.parser().parse_args
+    parse = kubectl.parse
     for words in (["-n", "a", "switchover", "shop"], ["switchover", "shop", "--namespace", "a"]):
         assert parse(words).namespace == "a"
     assert options().to == "any"
     assert options("--timeout", "90s").timeout == 90.0
 
 
-@pytest.mark.parametrize("words", [[], ["switchover"], ["switchover", "shop", "--timeout", "soon"]])
+@pytest.mark.parametrize(
+    "words",
+    [
+        [],
+        ["switchover"],
+        ["switchover", "shop", "--timeout", "soon"],
+        ["status", "shop", "-o", "wide"],
+        ["list", "--", "shop"],
+        ["promote", "shop"],
+    ],
+)
 def test_a_command_line_that_makes_no_sense_ends_with_2(words: list[str]) -> None:
     with pytest.raises(SystemExit) as ended:
         kubectl.run(words)
@@ -79,11 +92,11 @@ def test_a_command_line_that_makes_no_sense_ends_with_2(words: list[str]) -> Non
 
 async def test_a_request_is_an_annotation_that_is_new_each_time() -> None:
     kube = world()
-    assert await ask(kube, "--to", "shop-1", "--no-wait") == kubectl.DONE
+    assert await ask(kube, "--to", "shop-1", "--no-wait") == terms.DONE
     first = asked(kube)
     assert first is not None
     assert first.startswith("shop-1:")
-    assert await ask(kube, "--to", "shop-1", "--no-wait") == kubectl.DONE
+    assert await ask(kube, "--to", "shop-1", "--no-wait") == terms.DONE
     assert asked(kube) != first
 
 
@@ -93,16 +106,16 @@ async def test_a_request_is_an_annotation_that_is_new_each_time() -> None:
 )
 async def test_what_cannot_be_done_is_refused_before_anything_is_asked(to: str, told: str) -> None:
     kube = world()
-    with pytest.raises(kubectl.Refused, match=told):
+    with pytest.raises(terms.Refused, match=told):
         await ask(kube, "--to", to)
     assert asked(kube) is None
 
 
 async def test_a_cluster_that_is_not_there_and_one_that_is_busy_are_refused() -> None:
-    with pytest.raises(kubectl.Refused, match="there is no PgCluster shop"):
+    with pytest.raises(terms.Refused, match="there is no PgCluster shop"):
         await ask(FakeKube())
     running = {"request": "any:1", "to": "shop-2", "state": "Running", "epoch": 1}
-    with pytest.raises(kubectl.Refused, match="a switchover to shop-2 is under way"):
+    with pytest.raises(terms.Refused, match="a switchover to shop-2 is under way"):
         await ask(world(lastSwitchover=running))
 
 
@@ -110,7 +123,7 @@ async def test_who_is_the_primary_already_has_nothing_to_ask_for(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     kube = world()
-    assert await ask(kube, "--to", "shop-0") == kubectl.DONE
+    assert await ask(kube, "--to", "shop-0") == terms.DONE
     assert "shop-0 is the primary already" in capsys.readouterr().out
     assert asked(kube) is None
 
@@ -118,9 +131,9 @@ async def test_who_is_the_primary_already_has_nothing_to_ask_for(
 @pytest.mark.parametrize(
     ("state", "ends", "says"),
     [
-        ("Succeeded", kubectl.DONE, "it is: promoted after 200 ms, pools went on after 300 ms"),
-        ("Refused", kubectl.REFUSED, "error: Refused: it is"),
-        ("Failed", kubectl.REFUSED, "error: Failed: it is"),
+        ("Succeeded", terms.DONE, "it is: promoted after 200 ms, pools went on after 300 ms"),
+        ("Refused", terms.REFUSED, "error: Refused: it is"),
+        ("Failed", terms.REFUSED, "error: Failed: it is"),
     ],
 )
 async def test_waiting_ends_with_what_the_status_says(
@@ -165,5 +178,5 @@ async def test_waiting_ends_with_what_the_status_says(
 
 async def test_what_takes_too_long_is_told_and_goes_on() -> None:
     kube = world()
-    assert await ask(kube, "--to", "shop-1", "--timeout", "100ms") == kubectl.TIMED_OUT
+    assert await ask(kube, "--to", "shop-1", "--timeout", "100ms") == terms.TIMED_OUT
     assert asked(kube) is not None

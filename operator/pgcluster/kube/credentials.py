@@ -73,6 +73,13 @@ async def of_kubeconfig(path: str | None = None, context: str | None = None) -> 
     )
 
 
+def unusable() -> tuple[type[Exception], ...]:
+    """What these raise where a kubeconfig is not there, or makes no sense."""
+    from kubernetes.aio.config import ConfigException  # see above
+
+    return ConfigException, OSError, ValueError
+
+
 def namespace(path: str | None = None, context: str | None = None) -> str:
     """The namespace that a kubeconfig's context names, else `default`."""
     from kubernetes.aio.config import list_kube_config_contexts  # see above

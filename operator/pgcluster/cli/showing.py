@@ -1,0 +1,151 @@
+"""`kubectl pgcluster status`, `list`, `events` and `version`: nothing is changed."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Sequence
+from datetime import UTC, datetime
+
+import yaml
+
+import pgcluster
+from pgcluster.api.names import MANAGED_BY
+from pgcluster.cli import outside, screen
+from pgcluster.cli.terms import DONE, Refused, coloured, say
+from pgcluster.controller.observe import Key
+from pgcluster.kube.client import KubeClient, Manifest
+from pgcluster.kube.errors import Forbidden, NotFound
+from pgcluster.kube.resources import DEPLOYMENTS, EVENTS, PGCLUSTERS
+
+_CLEAR = "\x1b[H\x1b[2J"
+
+
+# --- status -----------------------------------------------------------------------------------
+async def status(client: KubeClient, key: Key, options: argparse.Namespace) -> int:
+    """One cluster on one screen; with `--watch` anew at each change."""
+    if options.watch:
+        return await _watched(client, key, options.output)
+    _show(await outside.body_of(client, key), options.output)
+    return DONE
+
+
+async def _watched(client: KubeClient, key: Key, output: str | None) -> int:
+    shown = ""
+    async for event in client.watch(PGCLUSTERS, key.namespace, name=key.name):
+        if event.type == "DELETED" or (event.type == "SYNC" and not event.items):
+            raise Refused(f"there is no PgCluster {key.name} in namespace {key.namespace}")
+        bodies: Sequence[Manifest] = event.items if event.type == "SYNC" else ()
+        if event.type in ("ADDED", "MODIFIED"):
+            bodies = (event.object,)
+        for body in bodies:
+            # A watch that begins anew tells once more what is known.
+            if (version := body["metadata"]["resourceVersion"]) == shown:
+                continue
+            if output is None and sys.stdout.isatty():
+                sys.stdout.write(_CLEAR)
+            elif shown and output != "json":
+                say("---")
+            _show(body, output)
+            shown = version
+    return DONE
+
+
+def _show(body: Manifest, output: str | None) -> None:
+    if output is None:
+        now, known = datetime.now(UTC), outside.status_in(body)
+        for line in screen.status(body, known, now=now, colours=coloured()):
+            say(line)
+        return
+    document = {
+        "apiVersion": PGCLUSTERS.api_version,
+        "kind": PGCLUSTERS.kind,
+        **body,
+        "metadata": {k: v for k, v in body["metadata"].items() if k != "managedFields"},
+    }
+    if output == "json":
+        say(json.dumps(document, indent=2))
+    else:
+        say(yaml.safe_dump(document, sort_keys=False, allow_unicode=True).rstrip())
+
+
+# --- list -------------------------------------------------------------------------------------
+async def list_(client: KubeClient, key: Key, options: argparse.Namespace) -> int:
+    """All clusters of a namespace, or of all."""
+    everywhere = options.all_namespaces
+    found, _ = await client.list(PGCLUSTERS, None if everywhere else key.namespace)
+    if not found:
+        where = "any namespace" if everywhere else f"namespace {key.namespace}"
+        say(f"there is no PgCluster in {where}")
+        return DONE
+    found.sort(key=lambda body: (body["metadata"]["namespace"], body["metadata"]["name"]))
+    now = datetime.now(UTC)
+    for line in screen.clusters(found, namespaces=everywhere, now=now, colours=coloured()):
+        say(line)
+    return DONE
+
+
+# --- events -----------------------------------------------------------------------------------
+async def events(client: KubeClient, key: Key, options: argparse.Namespace) -> int:
+    """What happened to a cluster and all that was made for it; with `--watch` also what comes."""
+    if not options.watch:
+        # So that a name with a slip in it is not taken for a cluster at rest.
+        await outside.body_of(client, key)
+        found, _ = await client.list(EVENTS, key.namespace)
+        _list_events(found, key, head=True)
+        return DONE
+    shown: set[tuple[str, str]] = set()
+    async for event in client.watch(EVENTS, key.namespace):
+        told = event.items if event.type == "SYNC" else []
+        if event.type in ("ADDED", "MODIFIED"):
+            told = [event.object]
+        fresh = [one for one in told if _identity(one) not in shown]
+        shown |= {_identity(one) for one in fresh}
+        _list_events(fresh, key, head=event.type == "SYNC" and fresh == told)
+    return DONE
+
+
+def _identity(event: Manifest) -> tuple[str, str]:
+    return event["metadata"]["name"], event["metadata"]["resourceVersion"]
+
+
+def _list_events(found: Sequence[Manifest], key: Key, *, head: bool) -> None:
+    mine = [event for event in found if screen.concerns(event, key.name)]
+    for line in screen.events(mine, now=datetime.now(UTC), colours=coloured(), head=head):
+        say(line)
+
+
+# --- version ----------------------------------------------------------------------------------
+async def version(client: KubeClient, key: Key, options: argparse.Namespace) -> int:
+    """Of the plugin, and of the operators as far as one may see them."""
+    say(f"kubectl-pgcluster {pgcluster.__version__}")
+    if options.client:
+        return DONE
+    selector = f"app.kubernetes.io/name={MANAGED_BY}"
+    try:
+        found, _ = await client.list(DEPLOYMENTS, labels=selector)
+    except Forbidden:
+        try:
+            found, _ = await client.list(DEPLOYMENTS, key.namespace, labels=selector)
+        except Forbidden:
+            say("operator: you may not list Deployments")
+            return DONE
+    except NotFound:
+        found = []
+    for deployment in found:
+        metadata, containers = deployment["metadata"], _containers(deployment)
+        ready = (deployment.get("status") or {}).get("readyReplicas") or 0
+        for container in containers:
+            say(
+                f"operator {metadata['namespace']}/{metadata['name']}: {container['image']},"
+                f" {ready} of {deployment['spec'].get('replicas', 1)} replicas ready"
+            )
+    if not found:
+        say("operator: none found")
+    return DONE
+
+
+def _containers(deployment: Manifest) -> list[Manifest]:
+    containers: list[Manifest] = deployment["spec"]["template"]["spec"]["containers"]
+    return containers

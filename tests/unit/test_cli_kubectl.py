@@ -176,7 +176,25 @@ async def test_waiting_ends_with_what_the_status_says(
     assert says in captured.out + captured.err
 
 
-async def test_what_takes_too_long_is_told_and_goes_on() -> None:
+@pytest.mark.parametrize(
+    ("state", "told"),
+    [(None, "no operator has taken it up yet"), ("Running", "it is still under way")],
+)
+async def test_what_takes_too_long_is_told_and_goes_on(
+    state: str | None, told: str, capsys: pytest.CaptureFixture[str]
+) -> None:
     kube = world()
+    patch = kube.merge_patch
+
+    async def and_begun(*about: Any, **more: Any) -> Any:
+        answer = await patch(*about, **more)
+        body = kube.find(PGCLUSTERS, "shop")
+        assert body is not None
+        if state is not None:
+            body["status"]["lastSwitchover"] = {"request": asked(kube), "state": state}
+        return answer
+
+    kube.merge_patch = and_begun  # type: ignore[method-assign] # the operator beside it
     assert await ask(kube, "--to", "shop-1", "--timeout", "100ms") == terms.TIMED_OUT
     assert asked(kube) is not None
+    assert told in capsys.readouterr().err

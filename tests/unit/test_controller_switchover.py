@@ -532,3 +532,19 @@ def test_each_end_is_counted_once_by_cause_and_outcome() -> None:
     metrics.failover("test", "shop", "switchover")
     metrics.forget("test", "shop")
     assert value("pgcluster_switchovers_total", labels) is None
+
+
+def test_who_is_about_to_go_is_not_made_the_primary_first() -> None:
+    removed = World(annotation="shop-2", instances=2)
+    removed.look()
+    assert removed.state == "Refused"
+    assert removed.stored.last_switchover is not None
+    assert "is to be restarted, left or removed" in removed.stored.last_switchover.reason
+    held = World(annotation="any", maintenance=[{"instance": "shop-1"}])
+    held.look()
+    order = held.look().order
+    assert order is not None
+    assert order.target == "shop-2"
+    asleep = World(annotation="any", hibernated=True)
+    asleep.look()
+    assert asleep.state == "Refused"

@@ -71,6 +71,7 @@ async def _concluded(client: KubeClient, key: Key, request: str, *, timeout_s: f
     """Wait for the end of the switchover, and tell of each thing that changes."""
     deadline_s = time.monotonic() + timeout_s
     said = ""
+    taken = False
     while time.monotonic() < deadline_s:
         status = await outside.status_of(client, key)
         record = status.last_switchover
@@ -79,12 +80,15 @@ async def _concluded(client: KubeClient, key: Key, request: str, *, timeout_s: f
                 return fail(f"{record.state}: {record.reason}", REFUSED)
             say(await _told(client, key, record, status))
             return DONE
+        taken = taken or (record is not None and record.request == request)
         condition = next((c for c in status.conditions if c.type == "Progressing"), None)
         told = condition.message if condition and condition.status == "True" else ""
         if told and told != said:
             say(f"… {told}")
             said = told
         await asyncio.sleep(_LOOK_EVERY_S)
+    if not taken:
+        return fail("no operator has taken it up yet: does one run?", TIMED_OUT)
     return fail("it is still under way; `kubectl pgcluster status` shows how it ends", TIMED_OUT)
 
 

@@ -243,11 +243,29 @@ def _begin_request(
         )
     if cluster.spec.paused:
         return _refused(observed, wish, "spec.paused is true: set it to false first", now, by)
+    if cluster.spec.hibernated:
+        return _refused(observed, wish, "spec.hibernated is true: set it to false first", now, by)
     if observed.primary is None:
         return _refused(observed, wish, "no instance is the primary: see condition Ready", now, by)
     target = matched["target"]
-    wish = Wish("request", asked, wish.reason, target=None if target == ANY else target)
+    wish = Wish(
+        "request",
+        asked,
+        wish.reason,
+        target=None if target == ANY else target,
+        avoid=_parting(observed, cluster),
+    )
     return _begin(observed, wish, now, by=by, going=going)
+
+
+def _parting(observed: Observed, cluster: PgCluster) -> frozenset[str]:
+    """Instances that the spec removes or puts down: each would have to hand over once more."""
+    held = {entry.instance for entry in cluster.spec.maintenance}
+    return frozenset(
+        pod.name
+        for pod in observed.pods
+        if pod.name in held or names.ordinal(pod.name) >= cluster.spec.instances
+    )
 
 
 def _begin(
@@ -274,7 +292,7 @@ def _target(observed: Observed, wish: Wish, going: Collection[str]) -> tuple[str
         if chosen is None:
             known = ", ".join(pod.name for pod in others) or "none"
             return None, f"there is no standby {wish.target}; the standbys are: {known}"
-        reason = _unfit(observed, chosen)
+        reason = _unfit(observed, chosen, avoid=wish.avoid)
         return (None, f"{chosen.name} {reason}") if reason else (chosen.name, "")
     if not others:
         return None, "there is no other instance that could take over"
@@ -296,7 +314,7 @@ def _unfit(
     """Why this instance cannot take over, as the rest of a sentence."""
     primary, report = observed.primary, pod.report
     if pod.name in avoid:
-        return "is not to become the primary now"
+        return "is to be restarted, left or removed itself"
     if "deletionTimestamp" in pod.manifest["metadata"]:
         return "is being deleted"
     if report is None or not pod.running:

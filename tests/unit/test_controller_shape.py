@@ -106,6 +106,11 @@ def reads_from(world: World, *ordinals: int) -> None:
     world.pooler_reports = {"pool": report}
 
 
+def switches_over(world: World, to: str, state: str = "Running") -> None:
+    """A switchover that was asked for before the spec changed."""
+    world.status = {**world.status, "lastSwitchover": {"request": "a", "to": to, "state": state}}
+
+
 # --- scaling --------------------------------------------------------------------------------------
 def test_more_instances_are_made_at_once() -> None:
     world = World(3)
@@ -146,6 +151,25 @@ def test_the_primary_hands_over_before_its_ordinal_goes() -> None:
     assert wish.cause == "scale"
     assert wish.avoid == {"shop-3", "shop-4"}
     assert "shop-4" in wish.reason
+
+
+def test_who_is_becoming_the_primary_is_neither_removed_nor_put_down() -> None:
+    world = World(3)
+    switches_over(world, "shop-2")
+    world.spec["instances"] = 2
+    size = world.plan().size
+    assert size.replicas == 3
+    assert size.under_way is not None
+    assert "a switchover to shop-2 is under way" in size.under_way[1]
+    world.spec |= {"instances": 3, "maintenance": [{"instance": "shop-2"}]}
+    upkeep = world.plan().upkeep
+    assert upkeep.held == ()
+    assert upkeep.refused is not None
+    assert "becoming the primary" in upkeep.refused[1]
+    switches_over(world, "shop-2", "Failed")
+    assert world.plan().upkeep.held == ("shop-2",)
+    world.spec |= {"instances": 2, "maintenance": []}
+    assert "a switchover to" not in str(world.plan().size)
 
 
 def test_a_refused_hand_over_is_asked_for_again_later_as_another_request() -> None:

@@ -59,6 +59,12 @@ def request(observed: Observed, prefix: str, now: datetime) -> str | None:
     return None if early else found.request
 
 
+def becoming(observed: Observed) -> str | None:
+    """The instance that a switchover under way is about to make the primary."""
+    last: Mapping[str, Any] = (observed.cluster.get("status") or {}).get("lastSwitchover") or {}
+    return last.get("to") if last.get("state") == "Running" else None
+
+
 def digest(*parts: object) -> str:
     """A short identity of what a wish is about."""
     return hashlib.sha256("\0".join(map(str, parts)).encode()).hexdigest()[:12]

@@ -45,6 +45,8 @@ def plan(observed: Observed, cluster: PgCluster, now: datetime) -> Plan:
             else:
                 wish = _wish(observed, pod, asked, now)
                 waits.append(f"{pod} is the primary, and hands over first")
+        elif pod == attempts.becoming(observed):
+            waits.append(f"{pod} is becoming the primary, and hands over first")
         elif pod in before:
             held.append(pod)
         elif reason := _not_now(observed, cluster, {*held, *before, pod}):

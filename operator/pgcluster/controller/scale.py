@@ -73,7 +73,11 @@ def plan(
     going = tuple(pod for pod in observed.pods if names.ordinal(pod.name) >= wanted)
     if names.ordinal(primary.name) >= wanted:
         return _hand_over(observed, primary.name, wanted, current, now)
-    if reason := _leaned_on(observed, going):
+    reason = _leaned_on(observed, going)
+    if (next_ := attempts.becoming(observed)) in {pod.name for pod in going}:
+        # Begun before they were to go; once it is the primary it hands over like any other.
+        reason = f"a switchover to {next_} is under way"
+    if reason:
         told = f"{_list(going)} are about to be removed: {reason}"
         return Plan(current, current, wanted, under_way=(conditions.SCALING, told))
     return Plan(wanted, wanted)

@@ -451,3 +451,51 @@ def test_a_line_is_shown_in_colours_only_where_there_are_any() -> None:
     line = following.Line("2026-05-01T10:00:00.100000000Z", "shop-0", '{"level":"error","msg":"x"}')
     assert "\x1b[31m" in following.readable(line, colours=True)
     assert "\x1b" not in following.readable(line, colours=False)
+
+
+# --- how it ends ------------------------------------------------------------------------------
+def kubeconfig(folder: Path) -> str:
+    """One of an API server that does not answer: nobody listens on port 1."""
+    file = folder / "config"
+    document = {
+        "current-context": "c",
+        "contexts": [{"name": "c", "context": {"cluster": "c", "user": "u"}}],
+        "clusters": [{"name": "c", "cluster": {"server": "https://127.0.0.1:1"}}],
+        "users": [{"name": "u", "user": {"token": "t"}}],
+    }
+    file.write_text(yaml.safe_dump(document))
+    return str(file)
+
+
+def test_an_api_server_that_does_not_answer_ends_it_with_4(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert kubectl.run(["status", "shop", "--kubeconfig", kubeconfig(tmp_path)]) == terms.NO_API
+    assert "the API server does not answer" in capsys.readouterr().err
+
+
+def test_a_kubeconfig_that_is_not_there_is_told_in_a_sentence(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    missing = str(tmp_path / "missing")
+    assert kubectl.run(["status", "shop", "--kubeconfig", missing]) == terms.REFUSED
+    assert "the kubeconfig cannot be used" in capsys.readouterr().err
+
+
+def test_psql_takes_the_place_of_the_plugin(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    became: list[Any] = []
+
+    async def asked(*_: Any) -> terms.Ending:
+        return "/usr/bin/kubectl", "exec"
+
+    def become(program: str, words: Any) -> None:
+        became.append((program, words))
+        raise SystemExit(0)
+
+    monkeypatch.setattr(kubectl.reaching, "psql", asked)
+    monkeypatch.setattr(kubectl.os, "execv", become)
+    with pytest.raises(SystemExit):
+        kubectl.run(["psql", "shop", "--kubeconfig", kubeconfig(tmp_path)])
+    assert became == [("/usr/bin/kubectl", ("/usr/bin/kubectl", "exec"))]

@@ -183,8 +183,11 @@ async def _run(options: argparse.Namespace) -> Ending:
     try:
         identity = await credentials.of_kubeconfig(config, context)
         own = credentials.namespace(config, context)
-    except credentials.unusable() as error:
-        raise Refused(f"the kubeconfig cannot be used: {error}") from error
+    except Exception as error:
+        # Imported late: it takes half a second.
+        if isinstance(error, credentials.unusable()):
+            raise Refused(f"the kubeconfig cannot be used: {error}") from error
+        raise
     namespace = getattr(options, "namespace", None) or own
     client = KubeClient(identity, request_timeout_s=_REQUEST_S)
     command: Command = options.command

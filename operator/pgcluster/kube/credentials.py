@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from pgcluster.api.errors import FatalError
+from pgcluster.kube import kubeconfig
 
 _SERVICE_ACCOUNT = Path("/var/run/secrets/kubernetes.io/serviceaccount")
 # The kubelet rotates the token; client-go reads it again as often.
@@ -56,7 +57,15 @@ def of_pod(directory: Path = _SERVICE_ACCOUNT) -> Credentials:
 
 
 async def of_kubeconfig(path: str | None = None, context: str | None = None) -> Credentials:
-    """What a kubeconfig says, by the Kubernetes library; without arguments what KUBECONFIG says."""
+    """What a kubeconfig says; without arguments what KUBECONFIG says."""
+    plain = kubeconfig.read(path, context)
+    if plain is not None:
+        bearer = f"Bearer {plain.token}" if plain.token else None
+
+        async def known() -> str | None:
+            return bearer
+
+        return Credentials(plain.host, plain.tls, known)
     from kubernetes.aio.client.configuration import Configuration  # see above
     from kubernetes.aio.client.rest import RESTClientObject
     from kubernetes.aio.config import load_kube_config
@@ -82,6 +91,9 @@ def unusable() -> tuple[type[Exception], ...]:
 
 def namespace(path: str | None = None, context: str | None = None) -> str:
     """The namespace that a kubeconfig's context names, else `default`."""
+    plain = kubeconfig.read(path, context)
+    if plain is not None:
+        return plain.namespace
     from kubernetes.aio.config import list_kube_config_contexts  # see above
 
     contexts, current = list_kube_config_contexts(path)

@@ -12,6 +12,9 @@ from typing import Any
 import pytest
 
 from pgcluster.api import names
+from pgcluster.kube.client import KubeClient
+from pgcluster.kube.errors import Conflict
+from pgcluster.kube.resources import PGCLUSTERS
 from tests.e2e.kubectl import Kubectl, KubectlError
 from tests.e2e.waiting import eventually
 
@@ -244,3 +247,29 @@ def test_explain_describes_every_field(kubectl: Kubectl) -> None:
         text = kubectl.run("explain", f"pgc.{field}")
         assert "DESCRIPTION" in text
         assert "<empty>" not in text
+
+
+async def test_what_was_decided_on_an_older_object_is_not_written(kubectl: Kubectl) -> None:
+    """The operator's status, and the plugin's forced promotion: neither over what came after."""
+    kubectl.apply(MINIMAL)
+    client = await KubeClient.connect()
+    try:
+        read = await client.get(PGCLUSTERS, "shop", kubectl.namespace)
+        assert read is not None
+        kubectl.run("annotate", "pgcluster", "shop", "changed=meanwhile", "--overwrite")
+        metadata = {
+            key: read["metadata"][key] for key in ("name", "namespace", "uid", "resourceVersion")
+        }
+        with pytest.raises(Conflict):
+            await client.apply(
+                PGCLUSTERS,
+                {"metadata": metadata, "status": {"summary": "Ready"}},
+                manager=names.MANAGER_STATUS,
+                subresource="status",
+            )
+        patch = {"metadata": {"resourceVersion": metadata["resourceVersion"]}}
+        with pytest.raises(Conflict):
+            await client.merge_patch(PGCLUSTERS, "shop", kubectl.namespace, patch)
+    finally:
+        await client.close()
+        kubectl.delete("pgcluster", "shop")

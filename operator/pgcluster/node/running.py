@@ -48,7 +48,8 @@ class Running:
         self._holding_since_s: float | None = None
         self._adrift_since_s: float | None = None
         self._followed_s = 0.0
-        self._settled_epoch: int | None = None
+        # The epoch and the timeline of the last checkpoint that a promotion asked for.
+        self._settled: tuple[int, int] | None = None
         self._settling: asyncio.Task[None] | None = None
 
     async def cycle(self) -> float:
@@ -122,10 +123,11 @@ class Running:
         await instance.look_around(primary=True)
         await instance.point_pools()
         self._keep_synchronous(observed)
-        if self._settled_epoch != instance.lease.epoch:
+        began = (instance.lease.epoch, observed.point.timeline)
+        if self._settled != began:
             # Not waited for: with large buffers it takes minutes.
             self._settling = asyncio.create_task(instance.server.settle(), name="settle")
-            self._settled_epoch = instance.lease.epoch
+            self._settled = began
         await duties.claim_label()
         await duties.ensure_internal()
         await duties.ensure_primary_row()

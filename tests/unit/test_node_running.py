@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
 
@@ -10,7 +11,9 @@ import pytest
 
 from pgcluster.api.wal import Lsn, WalPoint
 from pgcluster.node.fence import Fence
+from pgcluster.node.promotion import Promotion
 from pgcluster.node.running import Running
+from pgcluster.node.standing import Standing
 from pgcluster.postgres.local import Observation
 
 STANDBY = Observation(True, "7001", WalPoint(1, Lsn(5)), True, None, 0, (), "17.0")
@@ -81,3 +84,21 @@ async def test_a_look_from_before_a_promotion_does_not_disarm_its_fence(
     restart = SimpleNamespace(over=instance._nothing)
     await Running(instance, handover, restart, metrics).cycle()  # type: ignore[arg-type] # as much of each as is used
     assert (fence._until_s is None) == disarmed
+
+
+def test_each_timeline_of_an_epoch_is_news() -> None:
+    """One that gets its Lease back after a lost promotion elsewhere begins another one."""
+    unused: Any = None
+    lease: Any = SimpleNamespace(epoch=3)
+    promotion = Promotion(
+        me="shop-0",
+        config=unused,
+        lease=lease,
+        members=unused,
+        server=unused,
+        standing=Standing(),
+        leaving=lambda: False,
+    )
+    for timeline, news in ((1, True), (1, False), (3, True), (3, False)):
+        observed = replace(STANDBY, in_recovery=False, point=WalPoint(timeline, Lsn(5)))
+        assert promotion.note(observed) == news

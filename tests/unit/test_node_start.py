@@ -126,6 +126,15 @@ def test_the_holder_starts_as_primary_also_when_it_crashed() -> None:
         assert isinstance(decide_start(facts), StartPrimary)
 
 
+def test_a_primary_that_goes_on_beside_a_lost_promotion_begins_a_timeline_of_its_own() -> None:
+    """Else the shorter history, of a higher number, would be taken for the more advanced one."""
+    known = lease(ME, mark=mark())
+    for reserved, kind in ((2, StartPrimary), (3, StartStandby)):
+        view = replace(known, record=replace(known.record, reserved=reserved))
+        facts = replace(FACTS, holding=True, lease=view, data=data(was_primary=True))
+        assert isinstance(decide_start(facts), kind)
+
+
 def test_the_last_holder_takes_its_lease_again_after_a_restart() -> None:
     for seen_s in (NOW, NOW - 3600):
         facts = replace(

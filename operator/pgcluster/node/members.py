@@ -71,7 +71,7 @@ class Members:
     def follow(self, instances: int) -> None:
         """Watch exactly the pods of `instances` instances from now on."""
         wanted = {names.pod(self._cluster, ordinal) for ordinal in range(instances)}
-        for pod in wanted - self._watches.keys():
+        for pod in sorted(wanted - self._watches.keys()):
             self._watches[pod] = asyncio.create_task(self._watch(pod), name=f"watch-{pod}")
         for pod in self._watches.keys() - wanted:
             self._watches.pop(pod).cancel()

@@ -184,9 +184,13 @@ class Promotion:
         return True, "promoted"
 
     def note(self, observed: Observation) -> bool:
-        """Record that this instance is the primary of this epoch; False where that is not news."""
+        """Record that this instance is the primary of this epoch; False where that is not news.
+
+        One that gets its Lease back may begin another timeline in the same epoch (node/start.py).
+        """
         known = self._standing.promotion
-        if known is not None and known.epoch == self._lease.epoch:
+        began = (self._lease.epoch, observed.point.timeline)
+        if known is not None and (known.epoch, known.timeline) == began:
             return False
         planned = self._predecessor is not None
         failover = self.followed not in (None, self._me) and self._detected is not None

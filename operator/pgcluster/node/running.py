@@ -60,7 +60,8 @@ class Running:
         self._followed: str | None = None
         # Whom the last primary was to hand over to, as the Lease said.
         self._heir: str | None = None
-        self._settled_epoch: int | None = None
+        # The epoch and the timeline of the last checkpoint that a promotion asked for.
+        self._settled: tuple[int, int] | None = None
         self._settling: asyncio.Task[None] | None = None
 
     async def cycle(self) -> float:
@@ -140,10 +141,11 @@ class Running:
             await self._restart.primary(observed)
             return _WAITING_CYCLE_S if instance.server.running else 0.0
         self._keep_synchronous(observed)
-        if self._settled_epoch != instance.lease.epoch:
+        began = (instance.lease.epoch, observed.point.timeline)
+        if self._settled != began:
             # Not waited for: with large buffers it takes minutes.
             self._settling = asyncio.create_task(instance.server.settle(), name="settle")
-            self._settled_epoch = instance.lease.epoch
+            self._settled = began
         await duties.claim_label()
         await duties.ensure_internal()
         await duties.ensure_primary_row()

@@ -177,6 +177,12 @@ def _start_holder(facts: StartFacts, data: DataDirectory, lease: LeaseView) -> D
         return Wait(f"this instance holds the Lease, but {reason}", condition="NoPrimary")
     if facts.must_rejoin:
         return Wait("this instance holds the Lease, but its history has parted from the cluster's")
+    if data.was_primary and lease.record.reserved > data.point.timeline:
+        # Whoever comes back with that timeline would be taken for the more advanced one.
+        return StartStandby(
+            f"this instance holds the Lease, and another has begun timeline {lease.record.reserved}"
+            " meanwhile: to be promoted to the next"
+        )
     if data.was_primary:
         return StartPrimary("this instance holds the Lease and was the primary")
     return StartStandby("this instance holds the Lease and is to be promoted")

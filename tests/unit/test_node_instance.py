@@ -73,3 +73,21 @@ async def test_a_postgres_that_has_just_ended_may_have_more_than_was_seen() -> N
     told = await instance.candidate_now()
     assert told.point == end
     assert told.exact
+
+
+@pytest.mark.parametrize(("demanded", "fulfilled"), [(170, None), (150, "r1"), (100, "r1")])
+def test_a_restart_that_still_has_to_hold_more_has_not_fulfilled_its_order(
+    demanded: int, fulfilled: str | None
+) -> None:
+    instance = Alone(running=False)
+    instance.config = instance.config.model_copy(update={"parameters": {"max_connections": "150"}})
+    instance.parameters = SimpleNamespace(floor={})  # type: ignore[assignment] # all that is used
+    instance.write_configuration = lambda: False  # type: ignore[method-assign] # of no interest
+    instance.restarted = "r1"
+    point = WalPoint(1, Lsn(5))
+    control = ControlData(
+        "7001", "in archive recovery", point, True, demands={"max_connections": demanded}
+    )
+    instance._prepare(control, primary=False)
+    assert instance.restarted == fulfilled
+    assert instance.parameters.floor == {"max_connections": demanded}

@@ -397,6 +397,10 @@ class Instance:
     def _prepare(self, control: ControlData | None, primary: bool) -> None:
         """postgres is about to be started: a standby with less than its WAL demands would end."""
         self.parameters.floor = control.demands if control and not primary else {}
+        wanted = render_postgres.parameters(self.config, instance=self.me)
+        if render_postgres.lowering(wanted, self.parameters.floor):
+            # It starts with more than was asked for; a restart for that is still to come.
+            self.restarted = None
         self.write_configuration()
 
     def _lowering(self) -> tuple[str, ...]:

@@ -67,6 +67,11 @@ class HandoverReport(_Report):
     reason: str = ""
     at: str = ""
 
+    @property
+    def under_way(self) -> bool:
+        """Whether it has come to no end yet."""
+        return self.state in ("checking", "holding", "stopping")
+
 
 class InstanceReport(_Report):
     """One instance as its agent sees it."""

@@ -10,6 +10,7 @@ from typing import Any
 from pgcluster.api import conditions as c
 from pgcluster.api import names
 from pgcluster.api.models import FailoverRecord, Member, PgClusterStatus, Pooler, SwitchoverRecord
+from pgcluster.api.times import time_of
 from pgcluster.cli.terms import paint
 from pgcluster.kube.client import Manifest
 
@@ -83,7 +84,7 @@ def _title(body: Manifest, known: PgClusterStatus, *, now: datetime, colours: bo
         facts.append(f"epoch {known.epoch}")
     if known.synchronous:
         facts.append(f"commits wait for {known.synchronous}")
-    if (created := _time(metadata.get("creationTimestamp"))) is not None:
+    if (created := time_of(metadata.get("creationTimestamp"))) is not None:
         facts.append(f"made {ago(now - created)}")
     name = paint(f"{metadata['namespace']}/{metadata['name']}", "strong", on=colours)
     tone = _tone_of_summary(known.summary)
@@ -98,7 +99,7 @@ def _title(body: Manifest, known: PgClusterStatus, *, now: datetime, colours: bo
 def _conditions(known: PgClusterStatus, *, now: datetime, colours: bool) -> list[str]:
     rows: list[Row] = []
     for condition in known.conditions:
-        since = _time(condition.last_transition_time)
+        since = time_of(condition.last_transition_time)
         rows.append(
             [
                 condition.type,
@@ -184,7 +185,7 @@ def _history(known: PgClusterStatus, *, now: datetime, colours: bool) -> list[st
 
 
 def _failover(record: FailoverRecord, *, now: datetime) -> list[str]:
-    at = _time(record.detected_at)
+    at = time_of(record.detected_at)
     when = "" if at is None else f", {ago(now - at)}"
     told = [
         f"{name} {ms} ms" for name, field in _PHASES if (ms := getattr(record, field)) is not None
@@ -194,7 +195,7 @@ def _failover(record: FailoverRecord, *, now: datetime) -> list[str]:
 
 
 def _switchover(record: SwitchoverRecord, *, now: datetime, colours: bool) -> list[str]:
-    at = _time(record.ended_at or record.started_at)
+    at = time_of(record.ended_at or record.started_at)
     when = "" if at is None else f", {ago(now - at)}"
     by = f" by {record.asked_by}" if record.asked_by else ""
     tone = {"Succeeded": "good", "Running": "busy"}.get(record.state, "bad")
@@ -218,8 +219,8 @@ def clusters(
         wanted = (body.get("spec") or {}).get("instances")
         versions = {m.get("postgresVersion") for m in known.get("members") or ()} - {None}
         poolers = known.get("poolers") or ()
-        changed = _time((known.get("lastFailover") or {}).get("detectedAt"))
-        created = _time(metadata.get("creationTimestamp"))
+        changed = time_of((known.get("lastFailover") or {}).get("detectedAt"))
+        created = time_of(metadata.get("creationTimestamp"))
         row: Row = (
             metadata["name"],
             Cell(summary or "-", _tone_of_summary(summary) if summary else None),
@@ -259,7 +260,7 @@ def moment(event: Manifest) -> datetime:
         event.get("eventTime"),
         event["metadata"].get("creationTimestamp"),
     ):
-        if (found := _time(text)) is not None:
+        if (found := time_of(text)) is not None:
             return found
     return datetime.fromtimestamp(0, UTC)
 
@@ -321,11 +322,3 @@ def ago(passed: Any) -> str:
 def _shortened(text: str) -> str:
     joined = " ".join(text.split())
     return joined if len(joined) <= _LONGEST_NOTE else f"{joined[: _LONGEST_NOTE - 1]}…"
-
-
-def _time(text: object) -> datetime | None:
-    try:
-        parsed = datetime.fromisoformat(str(text).replace("Z", "+00:00"))
-    except ValueError:
-        return None
-    return parsed if parsed.tzinfo else parsed.replace(tzinfo=UTC)

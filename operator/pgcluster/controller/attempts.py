@@ -11,9 +11,10 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass
-from datetime import UTC, datetime, timedelta
+from datetime import datetime, timedelta
 from typing import Any
 
+from pgcluster.api.times import time_of
 from pgcluster.controller.observe import Observed
 
 _FIRST_PAUSE_S = 15.0
@@ -31,24 +32,30 @@ class Attempt:
     why: str = ""
 
 
+def last(observed: Observed) -> Mapping[str, Any]:
+    """The record of the last switchover as it is stored; empty where there was none."""
+    found: Mapping[str, Any] = (observed.cluster.get("status") or {}).get("lastSwitchover") or {}
+    return found
+
+
 def attempt(observed: Observed, prefix: str) -> Attempt:
     """The next attempt of what `prefix` names; the present one while it is under way."""
-    last: Mapping[str, Any] = (observed.cluster.get("status") or {}).get("lastSwitchover") or {}
-    known, _, number = str(last.get("request") or "").rpartition("-")
+    before = last(observed)
+    known, _, number = str(before.get("request") or "").rpartition("-")
     same = known == prefix and number.isdecimal()
-    if same and last.get("state") not in ("Refused", "Failed", "Succeeded"):
+    if same and before.get("state") not in ("Refused", "Failed", "Succeeded"):
         return Attempt(f"{prefix}-{number}")
-    done = max(int(number) if same else 0, int(last.get("failures") or 0))
+    done = max(int(number) if same else 0, int(before.get("failures") or 0))
     if not done:
         return Attempt(f"{prefix}-1")
     pause_s = min(_LONGEST_PAUSE_S, _FIRST_PAUSE_S * 2 ** min(done - 1, 10))
     if not same:
         pause_s = min(pause_s / 2, _LONGEST_TURN_S)
-    ended = _time(last.get("endedAt"))
+    ended = time_of(before.get("endedAt"))
     return Attempt(
         f"{prefix}-{done + 1}",
         ended + timedelta(seconds=pause_s) if ended is not None else None,
-        str(last.get("reason") or "no reason was given"),
+        str(before.get("reason") or "no reason was given"),
     )
 
 
@@ -61,18 +68,10 @@ def request(observed: Observed, prefix: str, now: datetime) -> str | None:
 
 def becoming(observed: Observed) -> str | None:
     """The instance that a switchover under way is about to make the primary."""
-    last: Mapping[str, Any] = (observed.cluster.get("status") or {}).get("lastSwitchover") or {}
-    return last.get("to") if last.get("state") == "Running" else None
+    record = last(observed)
+    return record.get("to") if record.get("state") == "Running" else None
 
 
 def digest(*parts: object) -> str:
     """A short identity of what a wish is about."""
     return hashlib.sha256("\0".join(map(str, parts)).encode()).hexdigest()[:12]
-
-
-def _time(text: object) -> datetime | None:
-    try:
-        parsed = datetime.fromisoformat(str(text).replace("Z", "+00:00"))
-    except ValueError:
-        return None
-    return parsed if parsed.tzinfo else parsed.replace(tzinfo=UTC)

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from datetime import datetime
 
 from pgcluster.api.models import FailoverRecord
 from pgcluster.api.reports import PoolerReport, PromotionPhases
+from pgcluster.api.times import parse_time
 
 KEPT = 10
 # A promotion that is the continuation of what was, such as the first start or that of a whole
@@ -14,11 +14,6 @@ KEPT = 10
 _START = "start"
 # A pooler that starts later applies the same section again; that is not part of the failover.
 _SETTLED_AFTER_S = 120.0
-
-
-def parse_time(text: str) -> datetime:
-    """RFC 3339, as the agents write it."""
-    return datetime.fromisoformat(text)
 
 
 def history(

@@ -18,6 +18,7 @@ from typing import Any
 
 from pgcluster.api import conditions, names
 from pgcluster.api.models import PgCluster
+from pgcluster.api.times import time_of
 from pgcluster.controller.observe import Observed
 from pgcluster.controller.orders import told
 from pgcluster.controller.scale import replicas
@@ -111,7 +112,7 @@ def _awake(observed: Observed, live: Mapping[str, Any] | None, now: datetime) ->
         known = known or _last_primary(observed)
     if known is None or observed.primary is not None:
         return Plan()
-    born = [_time(pod.manifest["metadata"].get("creationTimestamp")) for pod in observed.pods]
+    born = [time_of(pod.manifest["metadata"].get("creationTimestamp")) for pod in observed.pods]
     if born and all(at is not None and now - at > _WAKES_WITHIN for at in born):
         return Plan()
     return Plan(
@@ -125,10 +126,3 @@ def _last_primary(observed: Observed) -> str | None:
     annotations = ((observed.lease or {}).get("metadata") or {}).get("annotations") or {}
     last: str | None = annotations.get(names.ANNOTATION_WRITER)
     return last or annotations.get(names.ANNOTATION_LAST_HOLDER)
-
-
-def _time(text: object) -> datetime | None:
-    try:
-        return datetime.fromisoformat(str(text).replace("Z", "+00:00"))
-    except ValueError:
-        return None

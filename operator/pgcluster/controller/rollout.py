@@ -18,8 +18,6 @@ rewinds (its source might be the next), and never while there is no primary or i
 
 from __future__ import annotations
 
-import hashlib
-import json
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from datetime import datetime
@@ -34,7 +32,6 @@ from pgcluster.controller.wishes import Wish
 from pgcluster.render.postgres import demanding
 
 _REVISION = "controller-revision-hash"
-_UNDER_WAY = ("checking", "holding", "stopping")
 _MAKING = ("bootstrapping", "cloning", "rewinding")
 _PREFIX = "rollout-"  # of the requests for a hand-over
 
@@ -205,7 +202,7 @@ class _Decision:
         report = primary.pod.report
         handover = report.handover if report else None
         pausing = annotations.get(names.ANNOTATION_PAUSING) == "true"
-        if (pausing or (handover and handover.state in _UNDER_WAY)) and not self._ours_runs():
+        if (pausing or (handover and handover.under_way)) and not self._ours_runs():
             return Wait(f"{primary.name} is handing over, or holds the pools for a restart")
         for one in self.instances:
             state = one.pod.report.state if one.pod.running and one.pod.report else None
@@ -231,7 +228,7 @@ class _Decision:
 
         It must be uttered until it is fulfilled: nobody else remembers it.
         """
-        last = _last_switchover(self.observed)
+        last = attempts.last(self.observed)
         own = str(last.get("request") or "").startswith(_PREFIX)
         return own and last.get("state") in ("Pending", "Running")
 
@@ -285,7 +282,7 @@ class _Decision:
 
     def _restart(self, one: _Instance) -> Step:
         parameters = ", ".join(one.pending)
-        request = _digest(
+        request = attempts.digest(
             settings_of(self.cluster), one.pod.manifest["metadata"].get("uid"), *one.pending
         )
         if one.pod.report is not None and one.pod.report.restarted == request:
@@ -300,7 +297,7 @@ class _Decision:
         )
 
     def _hand_over(self, primary: _Instance) -> Step:
-        wanted = _digest(
+        wanted = attempts.digest(
             settings_of(self.cluster),
             primary.pod.manifest["metadata"].get("uid"),
             primary.outdated,
@@ -411,15 +408,6 @@ def _annotations(manifest: Mapping[str, Any]) -> Mapping[str, str]:
 def _images(manifest: Mapping[str, Any]) -> list[str | None]:
     containers = (manifest.get("spec") or {}).get("containers") or ()
     return [container.get("image") for container in containers]
-
-
-def _last_switchover(observed: Observed) -> Mapping[str, Any]:
-    found: Mapping[str, Any] = (observed.cluster.get("status") or {}).get("lastSwitchover") or {}
-    return found
-
-
-def _digest(*parts: object) -> str:
-    return hashlib.sha256(json.dumps([str(part) for part in parts]).encode()).hexdigest()[:12]
 
 
 def progress(outdated: Iterable[str], total: int) -> str:

@@ -19,13 +19,13 @@ from pgcluster.api import names
 from pgcluster.api.config import SwitchoverConfig
 from pgcluster.api.models import PgCluster, PgClusterStatus, SwitchoverRecord
 from pgcluster.api.reports import HandoverReport
+from pgcluster.api.times import time_of
 from pgcluster.controller import orders
 from pgcluster.controller.observe import InstancePod, Observed
 from pgcluster.controller.wishes import Wish
 
 ANY = "any"
 _CAUSES = ("request", "scale", "node", "maintenance", "rollout")
-_UNDER_WAY = ("checking", "holding", "stopping")
 # Within this an order is seen, or never. One that the primary says it carries out has bounds of its
 # own: a rehearsal, checkpoints of minutes, the pause.
 _GIVE_UP_S = 120.0
@@ -173,12 +173,12 @@ def _outcome(
         return _ended(record, "Refused", told.reason, now)
     if told is not None and told.state == "failed":
         return _ended(record, "Failed", told.reason, now)
-    if told is not None and told.state in _UNDER_WAY and primary is not None:
+    if told is not None and told.under_way and primary is not None:
         # Its agent puts an end to it, or loses the Lease: both are seen.
         return record
     if paused:
         return _outcome_paused(observed, record, now)
-    started = _time(record.started_at)
+    started = time_of(record.started_at)
     if started is None or (now - started).total_seconds() > _GIVE_UP_S:
         left = "nothing has changed" if primary is not None else "no instance is the primary"
         reason = f"nothing came of it within {_GIVE_UP_S:g} s; {left}"
@@ -335,7 +335,7 @@ def _busy(observed: Observed) -> str | None:
     """Why none can be begun at this moment."""
     primary = observed.primary
     told = primary.report.handover if primary is not None and primary.report else None
-    if primary is not None and told is not None and told.state in _UNDER_WAY:
+    if primary is not None and told is not None and told.under_way:
         return f"{primary.name} is handing over already"
     if any(pod.report is not None and pod.report.state == "promoting" for pod in observed.pods):
         return "an instance is being promoted"
@@ -374,10 +374,3 @@ def _refused(
 
 def _stamp(now: datetime) -> str:
     return now.astimezone(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
-
-
-def _time(text: str | None) -> datetime | None:
-    try:
-        return datetime.fromisoformat(text or "")
-    except ValueError:
-        return None

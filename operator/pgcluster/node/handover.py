@@ -85,7 +85,7 @@ def due(
 
 def interrupted(report: HandoverReport) -> HandoverReport:
     """What an agent that starts makes of its predecessor's report. Pure."""
-    if report.state not in ("checking", "holding", "stopping"):
+    if not report.under_way:
         return report
     reason = f"the agent ended while it was {report.state}"
     return report.model_copy(update={"state": "failed", "reason": reason})

@@ -15,8 +15,9 @@ from typing import Any, Literal, Self
 from pydantic import Field
 
 from pgcluster.api import config as agents
-from pgcluster.api import names
+from pgcluster.api import hba, holes, names
 from pgcluster.api.conditions import Condition
+from pgcluster.api.holes import Hole
 from pgcluster.api.quantities import parse_bytes, parse_seconds
 from pgcluster.api.schema import (
     DatabaseName,
@@ -67,11 +68,13 @@ class Postgres(Model):
     )
     """PostgreSQL parameters, name to value as in postgresql.conf. Those that the operator owns (replication, archive, paths, TLS) are refused with the reason."""
     hba: tuple[Line, ...] = atomic_list(max_items=100)
-    """Lines of pg_hba.conf, put behind the operator's own and before the last, which asks everybody for SCRAM. `trust` is refused."""
+    """Lines of pg_hba.conf, put behind the operator's own and before the last, which asks everybody for SCRAM. What opens a hole, such as `trust`, is refused unless `allowInsecure` names it."""
     initdb: Initdb = Initdb()
     """How the first data directory is made."""
     resources: Opaque | None = None
     """CPU and memory of an instance, as in a container."""
+    allow_insecure: tuple[Hole, ...] = atomic_list(max_items=10)
+    """Holes that `hba` and `parameters` may open because somebody means it: `trust`, `ident`, `clearTextPasswords`, `md5`, `superuserOverNetwork`, `secretsInSpec`. Each is refused otherwise, with the reason. Default: none."""
 
 
 class Storage(Model):
@@ -655,6 +658,13 @@ def users(cluster: PgCluster) -> tuple[User, ...]:
     return tuple(found.values())
 
 
+def _of_superuser(line: str) -> bool:
+    try:
+        return holes.names_superuser(hba.parse(line))
+    except ValueError:
+        return False
+
+
 def to_config(
     cluster: PgCluster,
     *,
@@ -679,7 +689,8 @@ def to_config(
         instances=spec.instances,
         postgres_major=spec.postgres.version,
         parameters=dict(sorted(spec.postgres.parameters.items())),
-        hba=spec.postgres.hba,
+        hba=tuple(line for line in spec.postgres.hba if not _of_superuser(line)),
+        hba_superuser=tuple(line for line in spec.postgres.hba if _of_superuser(line)),
         initdb=agents.InitdbConfig(
             encoding=spec.postgres.initdb.encoding,
             locale=spec.postgres.initdb.locale,

@@ -7,9 +7,8 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
-from ipaddress import ip_address, ip_network
 
-from pgcluster.api import names
+from pgcluster.api import hba, holes, names
 from pgcluster.api.models import PgClusterSpec
 from pgcluster.api.quantities import parse_bytes, parse_seconds
 
@@ -49,7 +48,6 @@ REFUSED_PARAMETERS: dict[str, str] = {
     "log_filename": _LOGS,
     "logging_collector": _LOGS,
     "max_slot_wal_keep_size": "spec.replication.maxSlotWalKeepSize sets it",
-    "password_encryption": _SECURITY,
     "port": _NETWORK,
     "primary_conninfo": _FAILOVER,
     "primary_slot_name": _FAILOVER,
@@ -72,6 +70,7 @@ REFUSED_PARAMETERS: dict[str, str] = {
     "ssl_crl_dir": _PATHS,
     "ssl_crl_file": _PATHS,
     "ssl_key_file": _PATHS,
+    "ssl_passphrase_command": "it would run a command in the instance",
     "synchronous_standby_names": _REPLICATION,
     "syslog_facility": _LOGS,
     "syslog_ident": _LOGS,
@@ -81,8 +80,11 @@ REFUSED_PARAMETERS: dict[str, str] = {
     "wal_log_hints": "pg_rewind needs it",
 }
 
-# The only values of these that leave replication working.
-_ALLOWED_VALUES: dict[str, frozenset[str]] = {"wal_level": frozenset({"replica", "logical"})}
+# The only values of these that PostgreSQL takes, or that leave replication working.
+_ALLOWED_VALUES: dict[str, frozenset[str]] = {
+    "password_encryption": frozenset({"scram-sha-256", "md5"}),
+    "wal_level": frozenset({"replica", "logical"}),
+}
 
 # The standbys of all instances need these; fewer, and a clone or a follow finds none free.
 _AT_LEAST = frozenset({"max_replication_slots", "max_wal_senders"})
@@ -137,14 +139,6 @@ ALLOWED_PGBOUNCER: frozenset[str] = frozenset(
 )
 
 _PARAMETER_NAME = re.compile(r"[a-z_][a-z0-9_]*(\.[a-z_][a-z0-9_]*)?", re.ASCII)
-_HBA_TYPES = ("local", "host", "hostssl", "hostnossl", "hostgssenc", "hostnogssenc")
-# A word of pg_hba.conf: bare or in quotes, and a list goes on after a comma.
-_HBA_WORD = re.compile(r'(?:"[^"]*"|,\s*|[^\s",])+')
-# One wrong line, and postgres does not start: so what PostgreSQL would say is said here.
-_HBA_METHODS = frozenset(
-    {"cert", "gss", "ident", "ldap", "md5", "pam", "password", "peer", "radius", "reject"}
-    | {"scram-sha-256"}
-)
 
 
 @dataclass(frozen=True, slots=True)
@@ -189,66 +183,34 @@ def _parameters(spec: PgClusterSpec) -> list[Problem]:
             )
         elif any(character in value for character in "\r\n\0"):
             problems.append(Problem(field, "a value must not contain a line break"))
+        else:
+            found = holes.in_parameter(name, value)
+            meant = spec.postgres.allow_insecure
+            problems += [Problem(field, why) for why in holes.refusals(found, meant)]
     return problems
 
 
 def _hba(spec: PgClusterSpec) -> list[Problem]:
     problems = []
-    for index, line in enumerate(spec.postgres.hba):
+    for index, text in enumerate(spec.postgres.hba):
         field = f"spec.postgres.hba[{index}]"
-        if wrong := _hba_line(line):
-            problems.append(Problem(field, wrong))
+        try:
+            line = hba.parse(text)
+        except ValueError as error:
+            problems.append(Problem(field, str(error)))
+            continue
+        if role := holes.without_effect(line):
+            problems.append(
+                Problem(
+                    field,
+                    f"a line for role {role} has no effect: the operator's own stand before it",
+                )
+            )
+            continue
+        found = holes.in_line(line)
+        meant = spec.postgres.allow_insecure
+        problems += [Problem(field, why) for why in holes.refusals(found, meant)]
     return problems
-
-
-def _hba_line(line: str) -> str | None:
-    """What is wrong with a line of pg_hba.conf; source: PostgreSQL, "The pg_hba.conf File"."""
-    if any(character in line for character in "\r\n\0"):
-        return "a line must not contain a line break"
-    if line.endswith("\\"):
-        return "a line must not end in a backslash: it would swallow the line behind it"
-    words = _HBA_WORD.findall(line.split("#", 1)[0])
-    if not words or words[0] not in _HBA_TYPES:
-        return f"must start with one of {', '.join(_HBA_TYPES)}"
-    local = words[0] == "local"
-    rest = [word.replace('"', "") for word in words[3:]]
-    if not local and rest:
-        address = rest.pop(0)
-        if "/" in address:
-            if not _is_network(address):
-                return f"{address} is no network such as 10.0.0.0/8"
-        elif _is_address(address) and not (rest and _is_address(rest.pop(0))):
-            return f"address {address} wants a prefix length, such as {address}/32"
-    if not rest:
-        return "wants type, database, user, address and method"
-    method = rest[0]
-    if method == "trust":
-        return f"method trust is refused: {_SECURITY}"
-    if method not in _HBA_METHODS:
-        return f"method {method} is none of {', '.join(sorted(_HBA_METHODS))}"
-    if (
-        (method == "peer" and not local)
-        or (method == "gss" and local)
-        or (method == "cert" and words[0] != "hostssl")
-    ):
-        return f"method {method} does not go with {words[0]}"
-    return None
-
-
-def _is_address(text: str) -> bool:
-    try:
-        ip_address(text)
-    except ValueError:
-        return False
-    return True
-
-
-def _is_network(text: str) -> bool:
-    try:
-        ip_network(text, strict=False)
-    except ValueError:
-        return False
-    return True
 
 
 def _walsenders(instances: int) -> int:

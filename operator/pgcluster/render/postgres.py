@@ -206,14 +206,16 @@ def postgresql_conf(
 def pg_hba_conf(config: ClusterConfig) -> str:
     """`pg_hba.conf`: the agent by peer, everybody else by SCRAM, and nobody by trust.
 
-    The superuser `postgres` has no password and logs in over the local socket only. The first
-    line that fits decides, so the user's lines cannot open what stands above them.
+    The superuser `postgres` has no password and logs in over the local socket only, unless the spec
+    says that more is meant (`hba_superuser`). The first line that fits decides, so the user's other
+    lines cannot open what stands above them.
     """
     repmgr = names.ROLE_REPMGR
     lines = [
         "local all postgres peer",
         f"local all {repmgr} scram-sha-256",
         f"local replication {repmgr} scram-sha-256",
+        *config.hba_superuser,
         "host all postgres all reject",
         f"host {names.DB_REPMGR} {repmgr} all scram-sha-256",
         f"host postgres {repmgr} all scram-sha-256",

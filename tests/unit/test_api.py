@@ -209,8 +209,12 @@ def test_a_line_with_several_holes_wants_each_to_be_meant() -> None:
 
 @pytest.mark.parametrize(
     "line",
-    ["host all repmgr all scram-sha-256", "host postgres pgcluster_pooler all reject"]
-    + ["local all postgres trust", "local replication repmgr peer"],
+    [
+        "host all repmgr all scram-sha-256",
+        "host postgres pgcluster_pooler all reject",
+        "local all postgres trust",
+        "local replication repmgr peer",
+    ],
 )
 def test_a_line_that_the_operators_own_make_void_is_refused(line: str) -> None:
     meant = list(REASONS)

@@ -78,6 +78,20 @@ EVERYTHING: Manifest = {
         "labels": {"team": "shop", names.LABEL_ROLE: names.ROLE_PRIMARY},
         "annotations": {"contact": "dba@example.com", names.ANNOTATION_INSTANCE: "{}"},
     },
+    "networkPolicy": {
+        "enabled": True,
+        "poolClients": [{"namespaceSelector": {"matchLabels": {"team": "shop"}}}],
+        "directClients": [{"podSelector": {"matchLabels": {"app": "migrations"}}}],
+        "metricsClients": [
+            {
+                "namespaceSelector": {"matchLabels": {"name": "monitoring"}},
+                "podSelector": {"matchLabels": {"app": "prometheus"}},
+            },
+            {"ipBlock": {"cidr": "192.0.2.0/24", "except": ["192.0.2.1/32"]}},
+        ],
+        "restrictEgress": True,
+        "egress": [{"to": [{"ipBlock": {"cidr": "198.51.100.7/32"}}], "ports": [{"port": 9000}]}],
+    },
 }
 _READS = {"get", "list", "watch"}
 LONE: Manifest = {
@@ -466,6 +480,7 @@ def test_the_operator_can_make_every_kind_that_it_renders() -> None:
         "ConfigMap": "configmaps",
         "Service": "services",
         "PodDisruptionBudget": "poddisruptionbudgets",
+        "NetworkPolicy": "networkpolicies",
         "StatefulSet": "statefulsets",
         "Deployment": "deployments",
     }

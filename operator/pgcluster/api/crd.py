@@ -7,6 +7,7 @@ Source: Kubernetes, "Extend the Kubernetes API with CustomResourceDefinitions".
 
 from __future__ import annotations
 
+from copy import deepcopy
 from typing import Any
 
 from pgcluster.api import names
@@ -84,7 +85,8 @@ def structural(node: dict[str, Any], definitions: dict[str, Any]) -> dict[str, A
         return structural({**options[0], **rest}, definitions)
     if "prefixItems" in node or "oneOf" in node:
         raise ValueError(f"a tuple or a tagged union has no structural form: {node}")
-    made = {key: value for key, value in node.items() if key not in _DROPPED}
+    # Copied: where two fields are of one model, YAML would show the second as an alias.
+    made = {key: deepcopy(value) for key, value in node.items() if key not in _DROPPED}
     if "const" in made:
         made["enum"] = [made.pop("const")]
     if "properties" in made:

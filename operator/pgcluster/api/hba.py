@@ -43,7 +43,7 @@ def parse(line: str) -> Line:
     if not local and rest:
         address = rest.pop(0)
         if "/" in address:
-            if not _is_network(address):
+            if not is_network(address):
                 raise ValueError(f"{address} is no network such as 10.0.0.0/8")
         elif _is_address(address) and not (rest and _is_address(rest.pop(0))):
             raise ValueError(f"address {address} wants a prefix length, such as {address}/32")
@@ -70,7 +70,8 @@ def _is_address(text: str) -> bool:
     return True
 
 
-def _is_network(text: str) -> bool:
+def is_network(text: str) -> bool:
+    """Whether a text is an address with the length of its prefix."""
     try:
         ip_network(text, strict=False)
     except ValueError:

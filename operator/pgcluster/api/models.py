@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping
-from typing import Any, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field
 
@@ -310,6 +310,53 @@ class Maintenance(Model):
     """Why, for whoever reads the status."""
 
 
+class IpBlock(Model):
+    """A range of addresses."""
+
+    cidr: str = Field(max_length=64, pattern="^[0-9A-Fa-f:.]+/[0-9]{1,3}$")
+    """The range, such as 10.0.0.0/8."""
+    except_: tuple[Annotated[str, Field(max_length=64)], ...] = Field(
+        default=(), alias="except", max_length=50
+    )
+    """Ranges within it that are left out."""
+
+
+class NetworkPeer(Model):
+    """Who is let in, as a peer of a NetworkPolicy."""
+
+    rules = (
+        Rule(
+            "has(self.ipBlock) != (has(self.namespaceSelector) || has(self.podSelector))",
+            "spec.networkPolicy: a peer has namespaceSelector, podSelector or both, or else ipBlock;"
+            " one with neither would be everybody",
+        ),
+    )
+
+    namespace_selector: Opaque | None = None
+    """Namespaces by their labels; {} is all of them. Default: the cluster's own."""
+    pod_selector: Opaque | None = None
+    """Pods by their labels. Default: all of those namespaces."""
+    ip_block: IpBlock | None = None
+    """Addresses outside of the cluster."""
+
+
+class NetworkPolicy(Model):
+    """Who reaches the pods. Works only where the network of the cluster enforces NetworkPolicies."""
+
+    enabled: bool = False
+    """Whether the operator makes NetworkPolicies. Default: false, since one of the operator's would widen those that a namespace may have already."""
+    pool_clients: tuple[NetworkPeer, ...] = atomic_list(max_items=50)
+    """Who may connect to the pools; without poolers, to what Service <cluster> then leads to. Default: everybody."""
+    direct_clients: tuple[NetworkPeer, ...] = atomic_list(max_items=50)
+    """Who may connect to the instances past the pools, as by Service <cluster>-primary, beside the cluster's own pods. Default: nobody."""
+    metrics_clients: tuple[NetworkPeer, ...] = atomic_list(max_items=50)
+    """Who may read the metrics of the agents, on port 8008. Default: nobody; probes of the kubelet always pass."""
+    restrict_egress: bool = False
+    """Whether the pods may connect to nothing but one another, DNS, the API server (ports 443 and 6443 anywhere, for a policy cannot name it) and what `egress` allows. Default: false."""
+    egress: tuple[OpaqueItem, ...] = atomic_list(max_items=50)
+    """With `restrictEgress`: what else the instances may connect to, as the egress rules of a NetworkPolicy."""
+
+
 def _or_default(path: str, default: str) -> tuple[str, str]:
     """A CEL expression for `self.postgres.<path>` or its default, now and before.
 
@@ -410,6 +457,8 @@ class PgClusterSpec(Model):
     """While true, no pods run and the volumes are kept. Put to sleep in order, the primary last, and woken with the same primary. Default: false."""
     maintenance: tuple[Maintenance, ...] = list_map("instance", max_items=names.MAX_INSTANCES)
     """Instances that somebody works on: their pods run without postgres, and nobody elects, starts or counts on them. A primary hands over first. Taken out of the list, an instance rejoins by itself."""
+    network_policy: NetworkPolicy = NetworkPolicy()
+    """Who reaches the pods over the network."""
 
     @property
     def application(self) -> Database:

@@ -160,6 +160,7 @@ def check(spec: PgClusterSpec) -> list[Problem]:
         *_pgbouncer(spec),
         *_quantities(spec),
         *_references(spec),
+        *_network(spec),
     ]
 
 
@@ -297,4 +298,44 @@ def _references(spec: PgClusterSpec) -> list[Problem]:
                         f"role {group} is neither declared in spec.users nor PostgreSQL's own",
                     )
                 )
+    return problems
+
+
+def _network(spec: PgClusterSpec) -> list[Problem]:
+    """A selector that says nothing selects everything: what is misspelt must not open a door."""
+    wanted = spec.network_policy
+    problems = []
+    for field, peers in (
+        ("poolClients", wanted.pool_clients),
+        ("directClients", wanted.direct_clients),
+        ("metricsClients", wanted.metrics_clients),
+    ):
+        for index, peer in enumerate(peers):
+            place = f"spec.networkPolicy.{field}[{index}]"
+            selectors = {
+                "namespaceSelector": peer.namespace_selector,
+                "podSelector": peer.pod_selector,
+            }
+            for name, selector in selectors.items():
+                unknown = sorted(set(selector or {}) - {"matchLabels", "matchExpressions"})
+                if unknown:
+                    problems.append(
+                        Problem(
+                            f"{place}.{name}",
+                            f"has matchLabels and matchExpressions, and not {', '.join(unknown)}",
+                        )
+                    )
+            if peer.ip_block is not None:
+                problems += [
+                    Problem(f"{place}.ipBlock", f"{cidr} is no range such as 10.0.0.0/8")
+                    for cidr in (peer.ip_block.cidr, *peer.ip_block.except_)
+                    if not hba.is_network(cidr)
+                ]
+    if wanted.egress and not wanted.restrict_egress:
+        problems.append(
+            Problem(
+                "spec.networkPolicy.egress",
+                "means nothing without restrictEgress: true; set that, or remove it",
+            )
+        )
     return problems

@@ -582,6 +582,25 @@ class SwitchoverRecord(Model):
     """When it ended."""
 
 
+class ForcedPromotionRecord(Model):
+    """One wish of `spec.failover.forcePromotion`, and what came of it."""
+
+    instance: str
+    """The instance that it names."""
+    epoch: int
+    """The epoch that it is meant in."""
+    asked_by: str | None = None
+    """Field manager that wrote the wish."""
+    state: str = "Waiting"
+    """`Waiting`; or how it ended: `Succeeded`, `Superseded` (another instance became the primary first), `Ignored` (it is of another epoch), `Withdrawn`."""
+    reason: str = ""
+    """Why, in a sentence."""
+    seen_at: str | None = None
+    """When the operator first saw it."""
+    ended_at: str | None = None
+    """When it ended."""
+
+
 class PgClusterStatus(Model):
     """What there is."""
 
@@ -625,6 +644,8 @@ class PgClusterStatus(Model):
     """Value of annotation pgcluster.dev/switchover that was last dealt with: each is done once."""
     failovers: tuple[FailoverRecord, ...] = atomic_list(max_items=10)
     """The last ten changes of primary, newest first."""
+    forced_promotion: ForcedPromotionRecord | None = None
+    """The last wish of `spec.failover.forcePromotion`, who wrote it, and what came of it."""
 
 
 class PgCluster(Model):

@@ -12,7 +12,12 @@ from dataclasses import dataclass
 
 from pgcluster.api import conditions, names
 from pgcluster.api.errors import PgClusterError
-from pgcluster.api.models import FailoverRecord, PgClusterStatus, SwitchoverRecord
+from pgcluster.api.models import (
+    FailoverRecord,
+    ForcedPromotionRecord,
+    PgClusterStatus,
+    SwitchoverRecord,
+)
 from pgcluster.controller.observe import Observed
 from pgcluster.kube.client import KubeClient, Manifest
 from pgcluster.kube.errors import AlreadyExists
@@ -57,6 +62,7 @@ def between(before: PgClusterStatus, after: PgClusterStatus) -> tuple[Event, ...
     for record in new_failovers(before, after):
         found.append(Event("Failover", _failover_note(record), str(record.epoch)))
     found += _switched(before.last_switchover, after.last_switchover)
+    found += _forced(before.forced_promotion, after.forced_promotion)
     found += _rolled(before, after)
     for kind in (conditions.STALLED, conditions.DEGRADED):
         found += _alarms(kind, before, after)
@@ -88,6 +94,33 @@ def _switched(before: SwitchoverRecord | None, after: SwitchoverRecord | None) -
             f"{about}: {after.reason}",
             occasion,
             warning=after.state != "Succeeded",
+        )
+
+
+def _forced(
+    before: ForcedPromotionRecord | None, after: ForcedPromotionRecord | None
+) -> Iterable[Event]:
+    """Who asked for a promotion whatever is missing, and what came of it."""
+    if after is None or after == before:
+        return
+    wish = (after.instance, after.epoch, after.seen_at)
+    known = before is not None and (before.instance, before.epoch, before.seen_at) == wish
+    if known and before is not None and before.state == after.state:
+        return
+    asked = f", asked for by {after.asked_by}" if after.asked_by else ""
+    about = f"{after.instance} in epoch {after.epoch}{asked}"
+    # By what is stored, as for a switchover.
+    former = before.seen_at if before is not None and not known else ""
+    occasion = f"{after.instance}/{after.epoch}/{former}"
+    if not known:
+        note = f"spec.failover.forcePromotion: {about}; commits that it lacks will be lost"
+        yield Event("ForcedPromotionRequested", note, occasion, warning=True)
+    if after.state != "Waiting":
+        yield Event(
+            f"ForcedPromotion{after.state}",
+            f"{about}: {after.reason}",
+            occasion,
+            warning=after.state != "Ignored",
         )
 
 
@@ -165,6 +198,9 @@ async def post(
     for event in events:
         try:
             await client.create(EVENTS, _manifest(observed, event, reporter=reporter, now=now))
+            # Kubernetes drops Events after an hour; the log is what is kept.
+            level = logging.WARNING if event.warning else logging.INFO
+            log.log(level, "event %s: %s", event.reason, event.note)
         except AlreadyExists:
             continue
         except PgClusterError as error:

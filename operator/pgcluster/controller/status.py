@@ -13,6 +13,7 @@ from pgcluster.api.models import Member, PgCluster, PgClusterStatus, Pooler
 from pgcluster.api.reports import PoolerReport
 from pgcluster.controller import (
     failovers,
+    forced,
     pools,
     problems,
     rollout,
@@ -109,6 +110,7 @@ def compute(
         last_switchover=known.last_switchover if changing is None else changing.record,
         switchover_request=known.switchover_request if changing is None else changing.handled,
         failovers=records,
+        forced_promotion=forced.follow(observed, cluster, known.forced_promotion, records, now=now),
     )
 
 

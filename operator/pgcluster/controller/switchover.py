@@ -21,6 +21,7 @@ from pgcluster.api.models import PgCluster, PgClusterStatus, SwitchoverRecord
 from pgcluster.api.reports import HandoverReport
 from pgcluster.api.times import time_of
 from pgcluster.controller import orders
+from pgcluster.controller.asking import manager_of
 from pgcluster.controller.observe import InstancePod, Observed
 from pgcluster.controller.wishes import Wish
 
@@ -149,12 +150,8 @@ def requested(cluster: PgCluster) -> str | None:
 
 def asked_by(cluster: PgCluster) -> str | None:
     """Field manager that wrote the annotation: the one trace that the API keeps of who asked."""
-    field = f"f:{names.ANNOTATION_SWITCHOVER}"
-    for entry in cluster.metadata.get("managedFields") or ():
-        fields = (entry.get("fieldsV1") or {}).get("f:metadata") or {}
-        if field in (fields.get("f:annotations") or {}):
-            return str(entry.get("manager") or "") or None
-    return None
+    path = ("metadata", "annotations", names.ANNOTATION_SWITCHOVER)
+    return manager_of(cluster.metadata, *path)
 
 
 # --- what became of it ------------------------------------------------------------------------

@@ -70,7 +70,6 @@ REFUSED_PARAMETERS: dict[str, str] = {
     "ssl_crl_dir": _PATHS,
     "ssl_crl_file": _PATHS,
     "ssl_key_file": _PATHS,
-    "ssl_passphrase_command": "it would run a command in the instance",
     "synchronous_standby_names": _REPLICATION,
     "syslog_facility": _LOGS,
     "syslog_ident": _LOGS,

@@ -66,6 +66,14 @@ class HandoverReport(_Report):
     at: str = ""
 
 
+class ImportReport(_Report):
+    """How far a new cluster's primary is with the data that it takes over from elsewhere."""
+
+    state: Literal["running", "failed", "done"]
+    reason: str = ""  # of a failure: what hindered it last
+    at: str | None = None  # when it was done, RFC 3339 UTC
+
+
 class InstanceReport(_Report):
     """One instance as its agent sees it."""
 
@@ -91,6 +99,7 @@ class InstanceReport(_Report):
     pending_restart: tuple[str, ...] = ()  # parameters that wait for a restart
     progress: str | None = None  # such as "clone: 412 of 2048 MiB"
     promotion: PromotionPhases | None = None
+    importing: ImportReport | None = None  # primary only, where the spec wants an import
     handover: HandoverReport | None = None  # the last one that it began or refused
     # Declared users and databases that could not be made: name → reason (primary only)
     failed_objects: dict[str, str] = {}

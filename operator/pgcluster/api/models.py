@@ -258,7 +258,9 @@ class ImportSource(Model):
     """Role to log in as. Default: key `username` of the Secret."""
     password_secret: SecretRef | None = None
     """Secret whose key `password` is that role's password. Default for a cluster: its Secret <cluster>-app."""
-    ssl_mode: Literal["disable", "allow", "prefer", "require", "verify-ca", "verify-full"] = "prefer"
+    ssl_mode: Literal["disable", "allow", "prefer", "require", "verify-ca", "verify-full"] = (
+        "prefer"
+    )
     """How the connection is protected, as libpq's sslmode. Default: prefer."""
     ca_secret: CaSecretRef | None = None
     """Secret whose key `ca.crt` holds the certificates that the server is verified by."""

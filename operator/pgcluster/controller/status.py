@@ -119,7 +119,8 @@ class _Situation:
         """Whether it has never been complete, so that what is missing was never there."""
         ready = next((x for x in self.known.conditions if x.type == c.READY), None)
         return ready is None or (
-            ready.status != "True" and ready.reason
+            ready.status != "True"
+            and ready.reason
             in (c.BOOTSTRAPPING, c.CREATING, c.IMPORTING, c.IMPORT_FAILED, *_BLOCKED)
         )
 

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from pgcluster.api.models import PgCluster, import_config, to_config
+from pgcluster.controller import pools
 from pgcluster.node import importing
 from pgcluster.node.importing import what_hindered
 from pgcluster.postgres import scram
@@ -29,6 +30,7 @@ from pgcluster.postgres.source import (
     taken_roles,
 )
 from pgcluster.render.rbac import rbac
+from tests.unit.test_controller_status import instance, observed
 
 VERIFIER = scram.verifier("a password")
 FACTS = Facts(15, reads_passwords=True, databases=(Database("app", "app"),))
@@ -204,6 +206,15 @@ def test_privileges_of_a_database_are_taken_over_where_they_are_not_the_default(
         'GRANT CONNECT ON DATABASE "t" TO PUBLIC',
         'GRANT CREATE ON DATABASE "t" TO "u" WITH GRANT OPTION',
     ]
+
+
+# --- the pools --------------------------------------------------------------------------------
+@pytest.mark.parametrize(
+    ("state", "pointed"), [("running", False), ("failed", False), ("done", True)]
+)
+def test_the_pools_are_pointed_at_a_primary_that_has_everything(state: str, pointed: bool) -> None:
+    primary = instance(0, "primary", ready=pointed, importing={"state": state})
+    assert (pools.target(observed(primary)) is not None) is pointed
 
 
 # --- programs ---------------------------------------------------------------------------------

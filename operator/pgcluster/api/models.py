@@ -277,9 +277,9 @@ class Import(Model):
     """Whether the source's roles are made, with their memberships and settings, and with their passwords where the login may read them. No superuser is made: one of the source becomes a role that cannot log in. Default: true."""
     schema_only: bool = False
     """Whether only definitions are taken over and no rows. Default: false."""
-    exclude_schemas: tuple[Value, ...] = atomic_list(max_items=100)
+    exclude_schemas: tuple[Line, ...] = atomic_list(max_items=100)
     """Schemas to leave out, as patterns of `pg_dump --exclude-schema`."""
-    exclude_tables: tuple[Value, ...] = atomic_list(max_items=100)
+    exclude_tables: tuple[Line, ...] = atomic_list(max_items=100)
     """Tables to leave out, as patterns of `pg_dump --exclude-table`."""
     jobs: int = Field(default=2, ge=1, le=32)
     """How many tables are copied at once. Default: 2."""

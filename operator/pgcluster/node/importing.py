@@ -280,6 +280,8 @@ class Importing:
                 owner = await takeover.owner_here(here, database)
                 temporary[database.name] = name = takeover.temporary(number)
                 await takeover.make_database(here, name, owner)
+        # What hindered an attempt before did not hinder this one; its copying may take hours.
+        self._failure = None
         for number, database in enumerate(facts.databases, 1):
             which = f"import: {database.name} ({number} of {len(facts.databases)})"
             await self._copy(

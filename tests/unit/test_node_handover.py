@@ -15,7 +15,6 @@ from pgcluster.api.config import ClusterConfig, SwitchoverConfig
 from pgcluster.api.errors import RetryError
 from pgcluster.api.reports import HandoverReport
 from pgcluster.api.wal import Lsn, WalPoint
-from pgcluster.node import handover as handover_module
 from pgcluster.node import handover as module
 from pgcluster.node.draining import CONNECTIONS, Connection, acknowledgement, undrained
 from pgcluster.node.handover import Handover, due, heir, interrupted
@@ -405,7 +404,7 @@ async def test_a_successor_that_lacks_something_gets_nothing(
 async def test_one_answer_that_is_lost_refuses_nothing(
     world: World, monkeypatch: pytest.MonkeyPatch, lost: int, *, done: bool
 ) -> None:
-    monkeypatch.setattr(handover_module, "_ASK_AGAIN_S", 0.001)
+    monkeypatch.setattr(module, "_ASK_AGAIN_S", 0.001)
     world.mute = lost
     outcome = await world.handover.give(None)
     assert outcome.done is done

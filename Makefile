@@ -49,10 +49,12 @@ load: images ## … and bring them into the cluster's nodes
 install: load ## … and the CRD and the operator onto the cluster
 	@$(STEP) "Operator" $(BUILD)/cluster install
 
+e2e: export POSTGRES_MAJORS := 17 15
 e2e: bootstrap cluster install ## the end-to-end tests alone (ARGS="-k failover"), on a cluster that stays
 	@KUBECONFIG=$$($(BUILD)/cluster kubeconfig) $(VENV)/pytest tests/e2e $(ARGS)
 
 e2e-full: export E2E_FULL := 1
+e2e-full: export POSTGRES_MAJORS := 17 15
 e2e-full: bootstrap cluster install ## … each fault as often and as long as its row of acceptance says: hours
 	@KUBECONFIG=$$($(BUILD)/cluster kubeconfig) $(VENV)/pytest tests/e2e $(ARGS)
 

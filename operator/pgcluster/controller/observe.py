@@ -92,7 +92,8 @@ class Observed:
     """One cluster's objects at about one moment."""
 
     cluster: Manifest
-    children: Mapping[tuple[str, str], Manifest] = field(default_factory=dict)  # (kind, name)
+    # By kind and name. Secrets are among them, so no representation shows them.
+    children: Mapping[tuple[str, str], Manifest] = field(default_factory=dict, repr=False)
     pods: tuple[InstancePod, ...] = ()
     pooler_pods: tuple[Manifest, ...] = ()
     pooler_reports: Mapping[str, PoolerReport] = field(default_factory=dict)

@@ -12,7 +12,7 @@ import os
 import ssl
 import tempfile
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -43,7 +43,7 @@ class Plain:
 
     host: str
     tls: ssl.SSLContext
-    token: str | None
+    token: str | None = field(repr=False)
     namespace: str
 
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any, cast
 
+from prometheus_client import CollectorRegistry
+
 from pgcluster.api.config import ClusterConfig
 from pgcluster.controller import events as operator_events
 from pgcluster.controller.observe import Observed
@@ -12,7 +14,6 @@ from pgcluster.kube.client import KubeClient
 from pgcluster.kube.events import EventRate
 from pgcluster.kube.resources import EVENTS
 from pgcluster.node import events as node_events
-from prometheus_client import CollectorRegistry
 from tests.unit.fakekube import FakeKube
 
 CLUSTER = {"metadata": {"name": "shop", "namespace": "test", "uid": "u"}}

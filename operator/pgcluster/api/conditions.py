@@ -24,7 +24,7 @@ DEGRADED = "Degraded"  # it serves, but something is missing
 STALLED = "Stalled"  # only a change of the spec or of the world helps
 MAINTENANCE = "Maintenance"  # instances that somebody works on; there only while there are any
 
-# Reasons: stable identifiers. api/reasons.py says what each means; docs/conditions.md is made of it.
+# Reasons: stable identifiers. api/reasons.py says what each means, and makes docs/conditions.md.
 ALL_READY = "AllReady"
 BOOTSTRAPPING = "Bootstrapping"
 CREATING = "Creating"

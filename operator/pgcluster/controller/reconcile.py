@@ -411,7 +411,7 @@ def _sooner(*moments_s: float | None) -> float | None:
 def _known(observed: Observed) -> bool:
     """Whether the stored status is about the present spec."""
     generation = observed.cluster["metadata"].get("generation")
-    return status.known_status(observed).observed_generation == generation
+    return bool(status.known_status(observed).observed_generation == generation)
 
 
 def _version(manifest: Manifest) -> str:

@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 from collections.abc import Sequence
 from datetime import UTC, datetime
 
-import yaml
-
 import pgcluster
 from pgcluster.api.names import MANAGED_BY
 from pgcluster.cli import outside, screen
+from pgcluster.cli.documents import document
 from pgcluster.cli.terms import DONE, Refused, coloured, say
 from pgcluster.controller.observe import Key
 from pgcluster.kube.client import KubeClient, Manifest
@@ -58,16 +56,17 @@ def _show(body: Manifest, output: str | None) -> None:
         for line in screen.status(body, known, now=now, colours=coloured()):
             say(line)
         return
-    document = {
+    say(document(_whole(body), output))
+
+
+def _whole(body: Manifest) -> Manifest:
+    """An object as it is stored, without who manages which of its fields."""
+    return {
         "apiVersion": PGCLUSTERS.api_version,
         "kind": PGCLUSTERS.kind,
         **body,
         "metadata": {k: v for k, v in body["metadata"].items() if k != "managedFields"},
     }
-    if output == "json":
-        say(json.dumps(document, indent=2))
-    else:
-        say(yaml.safe_dump(document, sort_keys=False, allow_unicode=True).rstrip())
 
 
 # --- list -------------------------------------------------------------------------------------
@@ -75,11 +74,15 @@ async def list_(client: KubeClient, key: Key, options: argparse.Namespace) -> in
     """All clusters of a namespace, or of all."""
     everywhere = options.all_namespaces
     found, _ = await client.list(PGCLUSTERS, None if everywhere else key.namespace)
+    found.sort(key=lambda body: (body["metadata"]["namespace"], body["metadata"]["name"]))
+    if options.output:
+        whole = {"apiVersion": "v1", "kind": "List", "items": [_whole(body) for body in found]}
+        say(document(whole, options.output))
+        return DONE
     if not found:
         where = "any namespace" if everywhere else f"namespace {key.namespace}"
         say(f"there is no PgCluster in {where}")
         return DONE
-    found.sort(key=lambda body: (body["metadata"]["namespace"], body["metadata"]["name"]))
     now = datetime.now(UTC)
     for line in screen.clusters(found, namespaces=everywhere, now=now, colours=coloured()):
         say(line)

@@ -78,8 +78,8 @@ def _promises(reports: Mapping[str, InstanceReport]) -> Iterable[Finding]:
             yield Finding(
                 conditions.FAILSAFE,
                 f"{report.pod} cannot renew its Lease at the API server, and goes on by the word of"
-                " all other instances; no failover is possible meanwhile: mend the way from its node"
-                " to the API server",
+                " all other instances; no failover is possible meanwhile: mend the way from its"
+                " node to the API server",
             )
 
 

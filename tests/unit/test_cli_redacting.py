@@ -17,7 +17,10 @@ from pgcluster.cli.redacting import MARK, Redactor, sensitive
 # As generators of passwords, and people, make them.
 PASSWORD = "T7'x@:/ß9 q\"Zp\\4"
 PLAIN = "hunter2-correct-horse"
-KEY = "-----BEGIN PRIVATE KEY-----\nMIGHAgEAMBMGByqGSM49AgEGCCqGSM49\nAwEHBG0wawIBAQQg\n-----END PRIVATE KEY-----"
+KEY = (
+    "-----BEGIN PRIVATE KEY-----\nMIGHAgEAMBMGByqGSM49AgEGCCqGSM49\nAwEHBG0wawIBAQQg\n"
+    "-----END PRIVATE KEY-----"
+)
 
 
 @pytest.mark.parametrize(

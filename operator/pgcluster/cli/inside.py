@@ -11,11 +11,16 @@ from pgcluster.api import names
 _PYTHON = "/opt/pgcluster/bin/python"
 
 
-def psql(kubectl: Sequence[str], pod: str, database: str = "postgres") -> tuple[str, ...]:
-    """psql as the superuser by the pod's own socket; what it is to run comes on standard input."""
+def psql(
+    kubectl: Sequence[str], pod: str, database: str = "postgres", *, stops: bool = True
+) -> tuple[str, ...]:
+    """psql as the superuser by the pod's own socket; what it is to run comes on standard input.
+
+    `stops`: it ends at the first statement that fails.
+    """
     where = ("exec", pod, "--container=postgres", "--stdin", "--")
     own = ("psql", "--host", names.PG_SOCKET_DIR, "--username", "postgres", "--dbname", database)
-    return (*kubectl, *where, *own, "--no-psqlrc", "--quiet", "--set=ON_ERROR_STOP=1")
+    return (*kubectl, *where, *own, "--no-psqlrc", "--quiet", f"--set=ON_ERROR_STOP={stops:d}")
 
 
 def shell(kubectl: Sequence[str], pod: str, *command: str) -> tuple[str, ...]:

@@ -103,7 +103,7 @@ def _rows(output: str) -> Iterator[list[str]]:
     for line in output.splitlines():
         fields = line.split("\t")
         if fields[0] in ("loaded", "wrong", "restart"):
-            yield (fields + ["", ""])[: 2 if fields[0] == "loaded" else 3]
+            yield [*fields, "", ""][: 2 if fields[0] == "loaded" else 3]
 
 
 def _name(pod: Manifest) -> str:

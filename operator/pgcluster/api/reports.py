@@ -73,6 +73,14 @@ class HandoverReport(_Report):
         return self.state in ("checking", "holding", "stopping")
 
 
+class ImportReport(_Report):
+    """How far a new cluster's primary is with the data that it takes over from elsewhere."""
+
+    state: Literal["running", "failed", "done"]
+    reason: str = ""  # of a failure: what hindered it last
+    at: str | None = None  # when it was done, RFC 3339 UTC
+
+
 class InstanceReport(_Report):
     """One instance as its agent sees it."""
 
@@ -108,6 +116,7 @@ class InstanceReport(_Report):
     start_failed: str | None = None  # why postgres does not start, after several attempts
     progress: str | None = None  # such as "clone: 412 of 2048 MiB"
     promotion: PromotionPhases | None = None
+    importing: ImportReport | None = None  # primary only, where the spec wants an import
     handover: HandoverReport | None = None  # the last one that it began or refused
     # Declared users and databases that could not be made: name → reason (primary only)
     failed_objects: dict[str, str] = {}

@@ -16,7 +16,7 @@ ROOT = Path(__file__).parents[2]
 SOURCE = ROOT / "operator" / "pgcluster"
 TYPES = {"READY", "PROGRESSING", "RECONCILING", "DEGRADED", "STALLED", "MAINTENANCE"}
 # Calls whose argument at this place is a reason.
-GIVES = {"Event": 0, "Finding": 0, "post": 1}
+GIVES = {"Event": 0, "Finding": 0, "post": 1, "_post": 0}
 
 
 def constants() -> dict[str, str]:

@@ -105,6 +105,16 @@ CONDITIONS: Mapping[str, Reason] = {
         "a pod cannot get its image",
         "correct the image's name, or make it available to the node",
     ),
+    c.IMPORTING: Reason(
+        _NOT_READY,
+        "a new cluster takes over the data of another server",
+        "nothing: `members[].progress` says how far it is: [Import](import.md)",
+    ),
+    c.IMPORT_FAILED: Reason(
+        "Ready=False, Stalled",
+        "that came to nothing; it is tried again by itself",
+        "correct the Secret, the source or `spec.bootstrap.import`, as the message says",
+    ),
     c.INSTANCES_NOT_READY: Reason(
         "Ready=False, Degraded, Progressing",
         "an instance is missing, or not in its role",
@@ -272,6 +282,15 @@ EVENTS: Mapping[str, Reason] = {
         "a primary could not renew its Lease in time and was stopped",
         "see what keeps its node from the API server",
     ),
+    "ImportFailed": Reason(
+        "agent, Warning", "data of another server could not be taken over", "see the note"
+    ),
+    "ImportIncomplete": Reason(
+        "agent, Warning",
+        "it was taken over but for what the note names",
+        "see to that by hand: [Import](import.md)",
+    ),
+    "Imported": Reason("agent", "data of another server was taken over"),
     "PostgresHangs": Reason(
         "agent, Warning", "postgres does not answer and is stopped", "see its log and its volume"
     ),

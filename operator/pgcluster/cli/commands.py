@@ -237,7 +237,7 @@ def _reaching(add: _Add) -> None:
 
 def _about_itself(add: _Add) -> None:
     one = add(
-        "version", Lazy("showing", "version"), "of this plugin and of the operator", cluster=False
+        "version", Lazy("versions", "version"), "of this plugin and of the operator", cluster=False
     )
     one.add_argument("--client", action="store_true", help="only of this plugin")
     one = add(

@@ -67,6 +67,9 @@ def schema() -> dict[str, Any]:
         "spec": root["properties"]["spec"],
         "status": root["properties"]["status"],
     }
+    # kstatus takes an object without a status for one that is as it should be. So the API server
+    # says of a new one that nobody has looked at it yet.
+    root["properties"]["status"]["default"] = {"observedGeneration": -1}
     root["required"] = ["spec"]
     return root
 

@@ -704,9 +704,9 @@ class PgClusterStatus(Model):
     """What there is."""
 
     observed_generation: int | None = None
-    """Generation of the spec that this status is about."""
+    """Generation of the spec that this status is about; -1 before an operator has looked."""
     conditions: tuple[Condition, ...] = list_map("type", max_items=20)
-    """Ready, Progressing, Degraded, Stalled, and Maintenance while there is any: each with a reason and a message."""
+    """Ready, Progressing, Degraded, Stalled; Reconciling and Maintenance while there is any: each with a reason and a message."""
     summary: str | None = None
     """One word: what kubectl get shows."""
     primary: str | None = None

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import yaml
 
-from pgcluster.api import names, reference
+from pgcluster.api import names, reasons, reference
 from pgcluster.api.crd import crd
 
 _NOTE = "# Generated from operator/pgcluster/api/models.py by `make generate`. Do not edit.\n"
@@ -19,6 +19,7 @@ def generated() -> dict[str, str]:
     manifest = yaml.safe_dump(crd(), sort_keys=False, width=100, allow_unicode=True)
     return {
         f"crds/{names.PLURAL}.{names.GROUP}.yaml": _NOTE + manifest,
+        "docs/conditions.md": reasons.markdown(),
         "docs/reference.md": reference.markdown(),
     }
 

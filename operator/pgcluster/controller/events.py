@@ -5,6 +5,7 @@ They are derived from the stored status and the next one, so that a restart repe
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import logging
 from collections.abc import Iterable
@@ -19,13 +20,13 @@ from pgcluster.api.models import (
     SwitchoverRecord,
 )
 from pgcluster.controller.observe import Observed
+from pgcluster.kube import events as rates
 from pgcluster.kube.client import KubeClient, Manifest
 from pgcluster.kube.errors import AlreadyExists
+from pgcluster.kube.events import EventRate
 from pgcluster.kube.resources import EVENTS
 
 log = logging.getLogger(__name__)
-
-_NOTE_LIMIT = 1024  # of the API
 
 
 @dataclass(frozen=True, slots=True)
@@ -192,19 +193,38 @@ def _since(status: PgClusterStatus, kind: str) -> str:
 
 
 async def post(
-    client: KubeClient, observed: Observed, events: Iterable[Event], *, reporter: str, now: str
+    client: KubeClient,
+    observed: Observed,
+    events: Iterable[Event],
+    *,
+    rate: EventRate,
+    now_s: float,
+    reporter: str,
+    now: str,
 ) -> None:
-    """Post Events; one that cannot be posted is logged and lost, as Events are."""
+    """Post Events, no more than `rate` lets pass; one that cannot be posted is lost, as Events are.
+
+    `now_s` is that of a monotonic clock, `now` as the API wants it.
+    """
     for event in events:
-        try:
-            await client.create(EVENTS, _manifest(observed, event, reporter=reporter, now=now))
-            # Kubernetes drops Events after an hour; the log is what is kept.
-            level = logging.WARNING if event.warning else logging.INFO
-            log.log(level, "event %s: %s", event.reason, event.note)
-        except AlreadyExists:
-            continue
-        except PgClusterError as error:
-            log.info("the Event %s was not posted: %s", event.reason, error)
+        # Kubernetes drops Events after an hour; the log is what is kept, of each of them.
+        level = logging.WARNING if event.warning else logging.INFO
+        log.log(level, "event %s: %s", event.reason, event.note)
+        admitted = rate.admit(event.reason, now_s)
+        told = []
+        if admitted.post:
+            note = rates.counted(event.note, admitted.dropped)
+            told.append(dataclasses.replace(event, note=note))
+        elif admitted.announce:
+            note = rates.announcement(event.reason, "the operator")
+            told.append(Event(rates.TOO_MANY, note, now, warning=True))
+        for each in told:
+            try:
+                await client.create(EVENTS, _manifest(observed, each, reporter=reporter, now=now))
+            except AlreadyExists:
+                continue
+            except PgClusterError as error:
+                log.info("the Event %s was not posted: %s", each.reason, error)
 
 
 def _manifest(observed: Observed, event: Event, *, reporter: str, now: str) -> Manifest:
@@ -219,7 +239,7 @@ def _manifest(observed: Observed, event: Event, *, reporter: str, now: str) -> M
         "eventTime": now,
         "type": "Warning" if event.warning else "Normal",
         "reason": event.reason[:128],
-        "note": _shortened(event.note),
+        "note": rates.shortened(event.note),
         "action": "Reconcile",
         "reportingController": f"{names.GROUP}/operator",
         "reportingInstance": reporter[:128],
@@ -231,10 +251,3 @@ def _manifest(observed: Observed, event: Event, *, reporter: str, now: str) -> M
             "uid": observed.uid,
         },
     }
-
-
-def _shortened(note: str) -> str:
-    encoded = note.encode()
-    if len(encoded) <= _NOTE_LIMIT:
-        return note
-    return encoded[: _NOTE_LIMIT - 3].decode(errors="ignore") + "…"

@@ -25,7 +25,6 @@ from pgcluster.controller.asking import manager_of
 from pgcluster.controller.observe import InstancePod, Observed
 from pgcluster.controller.wishes import Wish
 
-ANY = "any"
 _CAUSES = ("request", "scale", "node", "maintenance", "rollout")
 # Within this an order is seen, or never. One that the primary says it carries out has bounds of its
 # own: a rehearsal, checkpoints of minutes, the pause.
@@ -233,8 +232,8 @@ def _begin_request(
             observed,
             wish,
             f"the value of annotation {names.ANNOTATION_SWITCHOVER} must be the name of an"
-            f" instance or `{ANY}`, then perhaps a colon and a text that makes it new, such as"
-            f" {names.pod(cluster.name, 1)}:monday",
+            f" instance or `{names.ANY}`, then perhaps a colon and a text that makes it new, such"
+            f" as {names.pod(cluster.name, 1)}:monday",
             now,
             by,
         )
@@ -249,7 +248,7 @@ def _begin_request(
         "request",
         asked,
         wish.reason,
-        target=None if target == ANY else target,
+        target=None if target == names.ANY else target,
         avoid=_parting(observed, cluster),
     )
     return _begin(observed, wish, now, by=by, going=going)

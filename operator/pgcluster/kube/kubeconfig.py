@@ -59,6 +59,19 @@ def read(path: str | None = None, context: str | None = None) -> Plain | None:
         return None
 
 
+def contexts(path: str | None = None) -> tuple[str, ...]:
+    """Names of the contexts of one kubeconfig or of several; those that can be read."""
+    given = path or os.environ.get("KUBECONFIG") or str(Path.home() / ".kube" / "config")
+    found: dict[str, None] = {}
+    for each in given.split(os.pathsep):
+        try:
+            document = yaml.safe_load(Path(each).read_text())
+            found |= dict.fromkeys(str(entry["name"]) for entry in document["contexts"])
+        except (*_WRONG, yaml.YAMLError):
+            continue
+    return tuple(found)
+
+
 def _plain(document: Mapping[str, Any], folder: Path, context: str | None) -> Plain | None:
     chosen = _named(document["contexts"], context or document["current-context"])["context"]
     cluster = _named(document["clusters"], chosen["cluster"])["cluster"]

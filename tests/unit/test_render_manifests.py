@@ -53,6 +53,7 @@ EVERYTHING: Manifest = {
         "parameters": {"default_pool_size": "7"},
         "resources": {"limits": {"memory": "128Mi"}},
     },
+    "imagePullSecrets": [{"name": "registry"}],
     "scheduling": {
         "affinity": {
             "nodeAffinity": {

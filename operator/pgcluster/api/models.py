@@ -240,6 +240,13 @@ class SecretRef(Model):
     """Name of the Secret; its key `password` is used."""
 
 
+class PullSecret(Model):
+    """A Secret of type kubernetes.io/dockerconfigjson in the namespace of the cluster."""
+
+    name: ObjectName
+    """Name of the Secret."""
+
+
 class CaSecretRef(Model):
     """A Secret in the namespace of the cluster that holds certificates."""
 
@@ -530,6 +537,8 @@ class PgClusterSpec(Model):
     """How many PostgreSQL instances there are: one primary, the others standbys."""
     image: ImageName | None = None
     """Image of the instances. Default: that of the operator's catalog for `postgres.version`, pinned in the status when the cluster is made."""
+    image_pull_secrets: tuple[PullSecret, ...] = list_map("name", max_items=10)
+    """With what the images of instances and poolers may be pulled."""
     postgres: Postgres = Postgres()
     """PostgreSQL itself."""
     storage: Storage

@@ -14,6 +14,7 @@ from pgcluster.controller.asking import manager_of
 from pgcluster.controller.observe import InstancePod, Observed
 from pgcluster.controller.status import Outcome, compute
 from pgcluster.kube.errors import AlreadyExists
+from pgcluster.kube.events import EventRate
 from tests.unit.test_controller_status import LATER, NOW, instance, observed
 
 PROMOTION = PromotionPhases(
@@ -170,6 +171,9 @@ async def test_each_event_is_in_the_log_once(caplog: pytest.LogCaptureFixture) -
     happened = [events.Event("SwitchoverRequested", "request any (asked for by argocd)", "a")]
     caplog.set_level(logging.INFO)
     for _ in range(2):
-        await events.post(api, observed(*LOST), happened, reporter="test", now=NOW)
+        rate = EventRate()
+        await events.post(
+            api, observed(*LOST), happened, rate=rate, now_s=0.0, reporter="test", now=NOW
+        )
     lines = [record.getMessage() for record in caplog.records]
     assert lines == ["event SwitchoverRequested: request any (asked for by argocd)"]

@@ -37,6 +37,13 @@ def named(call: ast.Call) -> str:
     return target.attr if isinstance(target, ast.Attribute) else getattr(target, "id", "")
 
 
+# What a wish may come to, by how its reasons begin.
+ENDS = {
+    "Switchover": ("Succeeded", "Refused", "Failed"),
+    "ForcedPromotion": ("Succeeded", "Superseded", "Ignored", "Withdrawn"),
+}
+
+
 def literals() -> dict[str, str]:
     """Reasons that are spelled out where they are given, and where that is."""
     found = {}
@@ -47,10 +54,9 @@ def literals() -> dict[str, str]:
             if isinstance(reason, ast.Constant) and isinstance(reason.value, str):
                 found[reason.value] = path
             elif isinstance(reason, ast.JoinedStr):
-                # Of what a switchover came to.
                 (start, *_) = reason.values
                 assert isinstance(start, ast.Constant), path
-                for end in ("Succeeded", "Refused", "Failed"):
+                for end in ENDS[str(start.value)]:
                     found[f"{start.value}{end}"] = path
     return found
 

@@ -257,6 +257,20 @@ CONDITIONS: Mapping[str, Reason] = {
 EVENTS: Mapping[str, Reason] = {
     "Bootstrapped": Reason("operator", "the database cluster was made"),
     "Failover": Reason("operator", "another instance is the primary: from which, how fast, why"),
+    "ForcedPromotionIgnored": Reason(
+        "operator",
+        "`spec.failover.forcePromotion` names another epoch than today's",
+        "write today's `status.epoch` if it is still meant",
+    ),
+    "ForcedPromotionRequested": Reason(
+        "operator, Warning",
+        "who asked by `spec.failover.forcePromotion`; commits that the instance lacks will be lost",
+    ),
+    "ForcedPromotionSucceeded": Reason("operator, Warning", "the instance is the primary"),
+    "ForcedPromotionSuperseded": Reason(
+        "operator, Warning", "another instance became the primary first", "remove the field"
+    ),
+    "ForcedPromotionWithdrawn": Reason("operator, Warning", "the field was removed before"),
     "InstanceRestarted": Reason("operator", "a rolling change has come through an instance"),
     "PrimaryLost": Reason(
         "operator, Warning",

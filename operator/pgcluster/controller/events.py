@@ -207,24 +207,24 @@ async def post(
     `now_s` is that of a monotonic clock, `now` as the API wants it.
     """
     for event in events:
+        admitted = rate.admit(event.reason, now_s)
+        told: Event | None = None
+        if admitted.post:
+            note = rates.counted(event.note, admitted.dropped)
+            told = dataclasses.replace(event, note=note)
+        elif admitted.announce:
+            note = rates.announcement(event.reason, "the operator")
+            told = Event(rates.TOO_MANY, note, now, warning=True)
+        try:
+            if told is not None:
+                await client.create(EVENTS, _manifest(observed, told, reporter=reporter, now=now))
+        except AlreadyExists:
+            continue
+        except PgClusterError as error:
+            log.info("the Event %s was not posted: %s", event.reason, error)
         # Kubernetes drops Events after an hour; the log is what is kept, of each of them.
         level = logging.WARNING if event.warning else logging.INFO
         log.log(level, "event %s: %s", event.reason, event.note)
-        admitted = rate.admit(event.reason, now_s)
-        told = []
-        if admitted.post:
-            note = rates.counted(event.note, admitted.dropped)
-            told.append(dataclasses.replace(event, note=note))
-        elif admitted.announce:
-            note = rates.announcement(event.reason, "the operator")
-            told.append(Event(rates.TOO_MANY, note, now, warning=True))
-        for each in told:
-            try:
-                await client.create(EVENTS, _manifest(observed, each, reporter=reporter, now=now))
-            except AlreadyExists:
-                continue
-            except PgClusterError as error:
-                log.info("the Event %s was not posted: %s", each.reason, error)
 
 
 def _manifest(observed: Observed, event: Event, *, reporter: str, now: str) -> Manifest:

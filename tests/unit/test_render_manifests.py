@@ -401,7 +401,10 @@ def test_the_agents_configuration_can_be_read_back() -> None:
 
 def test_what_others_write_into_a_config_map_is_not_ours() -> None:
     found = manifests(MINIMAL)
-    assert list(the(found, "ConfigMap", "shop-pgbouncer")["data"]) == [names.PGBOUNCER_INI_KEY]
+    assert list(the(found, "ConfigMap", "shop-pgbouncer")["data"]) == [
+        names.PGBOUNCER_INI_KEY,
+        names.PGBOUNCER_TLS_INI_KEY,
+    ]
     assert "data" not in the(found, "ConfigMap", "shop-poolers")
 
 

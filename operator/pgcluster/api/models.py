@@ -274,6 +274,18 @@ class Pgbouncer(Model):
     """How long the clients of a pooler that is replaced, scaled away or evicted may stay. New ones are sent elsewhere at once; those left then are closed between two transactions. Default: 60s, at most 1h."""
 
 
+class Tls(Model):
+    """Encryption, and the certificates that clients see.
+
+    Between the parts of a cluster everything is encrypted and verified, whatever is said here.
+    """
+
+    min_version: Literal["1.2", "1.3"] = "1.3"
+    """The lowest version of TLS that clients may speak. Default: 1.3."""
+    clients: Literal["require", "prefer", "disable"] = "require"
+    """What the pools demand of their clients: `require` refuses clear text, `prefer` takes both, `disable` offers no TLS. Past the pools PostgreSQL itself requires it with `require`, and takes both otherwise. Default: require."""
+
+
 class Scheduling(Model):
     """Where the pods run, as in a pod's spec."""
 
@@ -399,6 +411,8 @@ class PgClusterSpec(Model):
     """The pools in front of the cluster."""
     scheduling: Scheduling = Scheduling()
     """Where the pods run."""
+    tls: Tls = Tls()
+    """Encryption, and the certificates that clients see."""
     inherited_metadata: InheritedMetadata = InheritedMetadata()
     """What every object of the cluster carries in addition."""
     paused: bool = False
@@ -730,5 +744,10 @@ def to_config(
         hibernation=orders.hibernation,
         clone_max_rate_bytes=None if rate is None else parse_bytes(rate),
         max_clones=spec.replication.max_clones,
+        tls=agents.TlsConfig(
+            min_version=spec.tls.min_version,
+            clients=spec.tls.clients,
+            enforced=orders.tls_enforced,
+        ),
         system_identifier=system_identifier,
     )

@@ -197,6 +197,10 @@ def _secrets(cluster: str) -> tuple[str, ...]:
         names.secret_app(cluster),
         names.secret_ca(cluster),
         names.secret_peers(cluster),
+        names.secret_server(cluster),
+        names.secret_replication(cluster),
+        names.secret_pool_ca(cluster),
+        names.secret_pool_tls(cluster),
     )
 
 

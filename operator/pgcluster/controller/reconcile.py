@@ -75,6 +75,7 @@ class _Plans:
     shape: shape.Shape
     rolling: rollout.Plan
     switchover: switchover.Decision
+    tls_enforced: bool
 
     @property
     def orders(self) -> Orders:
@@ -84,6 +85,7 @@ class _Plans:
             self.shape.orders,
             switchover=self.switchover.order,
             restart=step.config if isinstance(step, rollout.Restart) else None,
+            tls_enforced=self.tls_enforced,
         )
 
 
@@ -212,7 +214,7 @@ class Reconciler:
         changing = switchover.decide(
             observed, cluster, known, wishes, now=now, going=nodes.on(observed, going)
         )
-        return _Plans(wanted, rolling, changing)
+        return _Plans(wanted, rolling, changing, certificates.everywhere(observed))
 
     async def _serve(self, observed: Observed) -> None:
         """Take silent poolers out of their Services, and bring them back."""

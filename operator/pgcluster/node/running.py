@@ -241,6 +241,7 @@ class Running:
         instance.promotion.all_well(holder)
         instance.standing.upstream = holder
         await instance.duties.ensure_standby_row(holder)
+        await instance.duties.encrypt_stream()
         instance.standing.registered = True
         instance.say("running", "streaming")
         if not planned:
@@ -294,9 +295,8 @@ class Running:
         point = self._instance.standing.point
         if point is None or point.lsn.value == 0:
             return None
-        return await wal_gone(
-            render_repmgr.conninfo(host(holder, self._instance.config)), point.lsn
-        )
+        config = self._instance.config
+        return await wal_gone(render_repmgr.conninfo(host(holder, config), config), point.lsn)
 
     async def _promote_when_due(self, now_s: float) -> float:
         """The Lease is ours and repmgr has not promoted: do it, or let another try."""

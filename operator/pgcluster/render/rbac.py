@@ -44,8 +44,8 @@ def _node_rules(cluster: PgCluster) -> list[Manifest]:
         _rule("events.k8s.io", "events", [], ("create",)),
     ]
     passwords = {user.password_secret.name for user in users(cluster) if user.password_secret}
-    # Whoever reads that one can make himself an instance.
-    passwords.discard(names.secret_ca(name))
+    # Whoever reads one of those can make himself an instance, or a pooler.
+    passwords -= {names.secret_ca(name), names.secret_pool_ca(name), names.secret_pool_tls(name)}
     if passwords:
         rules.append(_rule("", "secrets", passwords, ("get",)))
     return rules

@@ -260,15 +260,18 @@ async def test_a_pool_believes_its_instances_alone_and_heals_without_a_restart(
     pool.point_at(primary, epoch=1, name="shop-0")
     pool.start_agent()
     pool.start_pgbouncer()
-    with pytest.raises(psycopg.OperationalError):
-        await off_loop(pool.connect)
-    log = pool.directory / "pgbouncer.log"
-    assert "certificate verify failed" in log.read_text()
     eventually(
         lambda: pool.report().get("reason") == "the primary shop-0 does not answer",
         within=5,
         what="its agent believes no other than pgbouncer does",
     )
+    pool.kill_agent()
+    pool.console("RESUME app")
+    pool.console("RESUME postgres")
+    with pytest.raises(psycopg.OperationalError):
+        await off_loop(pool.connect)
+    assert "certificate verify failed" in (pool.directory / "pgbouncer.log").read_text()
+    pool.start_agent()
     pool.certify(of_pools, of_instances.bundle)
     # Clients that came meanwhile hear of the last failed login once more.
     eventually(lambda: connects(pool.uri()), within=20, what="the pool serves")

@@ -348,6 +348,27 @@ async def test_they_are_written_again_only_when_one_is_due(kube: FakeKube) -> No
     assert await reconcile(kube, today) == []
 
 
+async def test_applications_are_told_of_new_authorities_by_their_secret(kube: FakeKube) -> None:
+    today = Today()
+    await reconcile(kube, today)
+    authorities = {text(kube, f"shop-{each}", "tls.crt") for each in ("ca", "pool-ca")}
+    told = text(kube, "shop-app", "ca.crt")
+    assert all(authority in told for authority in authorities)
+    before = {key: text(kube, "shop-app", key) for key in ("password", "uri", "pgpass")}
+    secret = kube.find(SECRETS, "shop-app")
+    assert secret
+    secret["data"]["theirs"] = b64encode(b"\xff\x00").decode()
+    del kube.objects[(SECRETS.plural, "test", "shop-pool-ca")]
+    assert "update secrets/shop-app" in await reconcile(kube, today)
+    told = text(kube, "shop-app", "ca.crt")
+    assert all(authority in told for authority in authorities), "their certificates are in use"
+    assert text(kube, "shop-pool-ca", "tls.crt") in told
+    assert {key: text(kube, "shop-app", key) for key in before} == before
+    kept = (kube.find(SECRETS, "shop-app") or {})["data"]
+    assert kept["theirs"] == b64encode(b"\xff\x00").decode()
+    assert await reconcile(kube, today) == []
+
+
 async def test_a_renewal_keeps_what_others_wrote_on_the_secret(kube: FakeKube) -> None:
     today = Today()
     await reconcile(kube, today)

@@ -411,7 +411,7 @@ async def test_paused_certificates_are_renewed_all_the_same(kube: FakeKube) -> N
     before = len(kube.writes)
     await operator(SHOP)
     written = {write.split()[1] for write in kube.writes[before:]}
-    renewed = ("ca", "peers", "server", "replication", "pool-ca", "pool-tls")
+    renewed = ("app", "ca", "peers", "server", "replication", "pool-ca", "pool-tls")
     assert written == {*(f"secrets/shop-{each}" for each in renewed), "pgclusters/shop"}
 
 

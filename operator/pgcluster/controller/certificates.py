@@ -24,12 +24,12 @@ from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 from pgcluster.api import names
 from pgcluster.api.errors import RetryError
 from pgcluster.api.models import PgCluster
-from pgcluster.controller.apply import Applier
+from pgcluster.controller.apply import Applier, owned_by
 from pgcluster.controller.observe import Observed
 from pgcluster.kube.client import KubeClient, Manifest
 from pgcluster.kube.errors import Conflict
 from pgcluster.kube.resources import SECRETS
-from pgcluster.render.secrets import secret
+from pgcluster.render.secrets import published, secret
 
 log = logging.getLogger(__name__)
 
@@ -215,6 +215,18 @@ def wanted(observed: Observed, cluster: PgCluster, now: datetime) -> Wanted:
     )
 
 
+async def publish(client: KubeClient, observed: Observed, cluster: PgCluster, trust: str) -> None:
+    """Tell applications by Secret `<cluster>-app` whom to believe, where there is one of ours."""
+    live = observed.child(SECRETS, names.secret_app(cluster.name))
+    if live is None or not owned_by(live, observed.uid):
+        return
+    held = _content(live)
+    content = published(held, cluster, trust)
+    if content != held:
+        await _renew(client, live, content)
+        log.info("Secret %s tells whom to believe", live["metadata"]["name"])
+
+
 async def write(client: KubeClient, applier: Applier, wanted: Wanted) -> None:
     """Make or renew what differs.
 
@@ -233,7 +245,8 @@ async def write(client: KubeClient, applier: Applier, wanted: Wanted) -> None:
 async def _renew(client: KubeClient, live: Manifest, content: Mapping[str, str]) -> None:
     data = {key: b64encode(value.encode()).decode() for key, value in content.items()}
     try:
-        await client.replace(SECRETS, {**live, "data": data})
+        # A value that is no text is the user's, and stays.
+        await client.replace(SECRETS, {**live, "data": {**(live.get("data") or {}), **data}})
     except Conflict as error:
         raise RetryError("the certificates changed meanwhile", delay_s=0.5) from error
 

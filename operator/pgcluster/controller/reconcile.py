@@ -238,6 +238,7 @@ class Reconciler:
         issued = certificates.wanted(observed, cluster, self._today())
         await applier.check(issued.manifests)
         await certificates.write(self._client, applier, issued)
+        await certificates.publish(self._client, observed, cluster, issued.trust)
 
     async def _write(
         self,
@@ -270,8 +271,9 @@ class Reconciler:
             )
             for manifest in rendered
         ]
+        issued = certificates.wanted(observed, cluster, self._today())
         kept = [
-            *render_secrets.manifests(cluster),
+            *render_secrets.manifests(cluster, trust=issued.trust),
             render_lease.manifest(
                 cluster,
                 system_identifier=observed.system_identifier,
@@ -280,7 +282,6 @@ class Reconciler:
                 primary=status.known_status(observed).primary,
             ),
         ]
-        issued = certificates.wanted(observed, cluster, self._today())
         await applier.check([*kept, *issued.manifests, *manifests])
         if live_set is None:
             await check_storage_class(self._client, cluster)
@@ -288,6 +289,7 @@ class Reconciler:
             await applier.create(manifest)
         # Before the StatefulSet, whose pods mount one of them.
         await certificates.write(self._client, applier, issued)
+        await certificates.publish(self._client, observed, cluster, issued.trust)
         refused = []
         for manifest in manifests:
             try:

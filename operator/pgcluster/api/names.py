@@ -141,6 +141,9 @@ SERVER_DIR = f"{SECRETS_DIR}/server"  # Secret <cluster>-server
 CLIENT_DIR = f"{SECRETS_DIR}/client"  # Secret <cluster>-replication
 POOL_TLS_DIR = f"{SECRETS_DIR}/tls"  # Secret <cluster>-pool-tls
 CA_BUNDLE_KEY = "ca.crt"
+# Of <cluster>-pool-tls: who is to make its certificate, and who has made the one that is in it.
+ISSUER_KEY = "issuer"
+ISSUED_BY_KEY = "issued-by"
 SERVER_CA_KEY = "server-ca.crt"  # of <cluster>-pool-tls: who signs the instances' certificates
 CERTIFICATE_KEY = "tls.crt"
 PRIVATE_KEY_KEY = "tls.key"
@@ -290,6 +293,11 @@ def secret_pool_ca(cluster: str) -> str:
 def secret_pool_tls(cluster: str) -> str:
     """The certificate that the poolers show to clients, and who signs the instances' ones."""
     return f"{cluster}-pool-tls"
+
+
+def secret_pool_certificate(cluster: str) -> str:
+    """Where cert-manager puts what spec.tls.issuerRef asks it for; its Certificate, too."""
+    return f"{cluster}-pool-certificate"
 
 
 def service_hosts(service: str, namespace: str) -> tuple[str, ...]:

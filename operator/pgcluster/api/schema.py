@@ -113,6 +113,17 @@ ObjectName = Annotated[
         }
     ),
 ]
+HostName = Annotated[
+    str,
+    WithJsonSchema(
+        {
+            "type": "string",
+            "minLength": 1,
+            "maxLength": 253,
+            "pattern": r"^(\*\.)?[a-z0-9]([-a-z0-9]*[a-z0-9])?(\.[a-z0-9]([-a-z0-9]*[a-z0-9])?)*$",
+        }
+    ),
+]
 ImageName = Annotated[
     str,
     WithJsonSchema({"type": "string", "minLength": 1, "maxLength": 512, "pattern": r"^[^\s]+$"}),

@@ -40,6 +40,9 @@ LEAF_LIFE = timedelta(days=90)
 SPREAD = timedelta(hours=1)
 # The clocks of the nodes differ.
 _BACKDATED = timedelta(minutes=5)
+# Who makes what the pools show.
+OPERATOR, USER, CERT_MANAGER = "operator", "user", "cert-manager"
+_SHOWN = (names.CERTIFICATE_KEY, names.PRIVATE_KEY_KEY, names.CA_BUNDLE_KEY)
 # Somebody who deletes the authority again and again must not grow the bundle for ever.
 _TRUSTED_AT_MOST = 4
 
@@ -106,7 +109,7 @@ class Wanted:
     trust: str = ""
 
 
-def internal(cluster: str, namespace: str) -> dict[str, Profile]:
+def internal(cluster: str, namespace: str, dns_names: tuple[str, ...] = ()) -> dict[str, Profile]:
     """Secret → what it proves, of those that only instances hold.
 
     They have an authority of their own: whoever shows a certificate of it is an instance. So
@@ -116,7 +119,9 @@ def internal(cluster: str, namespace: str) -> dict[str, Profile]:
         names.secret_peers(cluster): Profile(
             "peers", (names.peer_name(cluster, namespace),), client=True
         ),
-        names.secret_server(cluster): Profile(cluster, names.server_hosts(cluster, namespace)),
+        names.secret_server(cluster): Profile(
+            cluster, (*names.server_hosts(cluster, namespace), *dns_names)
+        ),
         names.secret_replication(cluster): Profile(names.ROLE_REPMGR, server=False, client=True),
     }
 
@@ -185,34 +190,66 @@ def due(certificate: x509.Certificate, now: datetime) -> bool:
     return end - now <= (end - begin) / 3 or now < begin
 
 
-def wanted(observed: Observed, cluster: PgCluster, now: datetime) -> Wanted:
-    """All Secrets with certificates as they should be, the authorities first."""
+def wanted(
+    observed: Observed,
+    cluster: PgCluster,
+    now: datetime,
+    *,
+    issuer: str = OPERATOR,
+    given: Mapping[str, str] | None = None,
+) -> Wanted:
+    """All Secrets with certificates as they should be, the authorities first.
+
+    `issuer` is who is to make what the pools show, `given` what somebody else has made of that.
+    Where there is nothing, what somebody else gave before is not replaced.
+    """
 
     def held(each: str) -> dict[str, str]:
-        return _content(observed.child(SECRETS, each))
+        return content_of(observed.child(SECRETS, each))
 
     def planned(ca: str, profiles: Mapping[str, Profile]) -> Certificates:
         contents = {each: held(each) for each in profiles}
         return plan(held(ca), contents, profiles, cluster=cluster.name, now=now)
 
     name, namespace = cluster.name, cluster.namespace
-    of_instances = planned(names.secret_ca(name), internal(name, namespace))
-    shown = names.secret_pool_tls(name)
-    hosts = names.pool_hosts(name, namespace)
-    of_pools = planned(names.secret_pool_ca(name), {shown: Profile(name, hosts)})
-    # The poolers believe the instances, and have nothing by which to be taken for one.
-    to_clients = {**of_pools.leaves[shown], names.SERVER_CA_KEY: of_instances.bundle}
+    more = cluster.spec.tls.dns_names
+    of_instances = planned(names.secret_ca(name), internal(name, namespace, more))
+    shown, authority = names.secret_pool_tls(name), names.secret_pool_ca(name)
+    before, made_by = held(shown), issuer
+    if given is None and issuer != OPERATOR:
+        made_by = before.get(names.ISSUED_BY_KEY, OPERATOR)
+        if made_by != OPERATOR:
+            given = {key: before.get(key, "") for key in _SHOWN}
+    if given is None:
+        hosts = (*names.pool_hosts(name, namespace), *more)
+        of_pools = planned(authority, {shown: Profile(name, hosts)})
+        to_clients = of_pools.leaves[shown]
+    else:
+        # Kept, and unused: whoever comes back to it finds the authority that clients knew.
+        of_pools = planned(authority, {})
+        to_clients = given
     contents = {
         names.secret_ca(name): of_instances.ca,
-        names.secret_pool_ca(name): of_pools.ca,
+        authority: of_pools.ca,
         **of_instances.leaves,
-        shown: to_clients,
+        # The poolers believe the instances, and have nothing by which to be taken for one.
+        shown: {
+            **to_clients,
+            names.SERVER_CA_KEY: of_instances.bundle,
+            names.ISSUER_KEY: issuer,
+            names.ISSUED_BY_KEY: made_by,
+        },
     }
     return Wanted(
         tuple(secret(cluster, each, dict(content)) for each, content in contents.items()),
         ", ".join(found.reason for found in (of_instances, of_pools) if found.reason),
-        of_pools.bundle + of_instances.bundle,
+        _joined(to_clients[names.CA_BUNDLE_KEY], of_instances.bundle),
     )
+
+
+def _joined(*bundles: str) -> str:
+    """Bundles of PEM in one; what is given need not end its last line."""
+    return "".join(bundle.rstrip("\n") + "\n" for bundle in bundles if bundle.strip())
 
 
 async def publish(client: KubeClient, observed: Observed, cluster: PgCluster, trust: str) -> None:
@@ -220,11 +257,10 @@ async def publish(client: KubeClient, observed: Observed, cluster: PgCluster, tr
     live = observed.child(SECRETS, names.secret_app(cluster.name))
     if live is None or not owned_by(live, observed.uid):
         return
-    held = _content(live)
+    held = content_of(live)
     content = published(held, cluster, trust)
     if content != held:
         await _renew(client, live, content)
-        log.info("Secret %s tells whom to believe", live["metadata"]["name"])
 
 
 async def write(client: KubeClient, applier: Applier, wanted: Wanted) -> None:
@@ -236,7 +272,7 @@ async def write(client: KubeClient, applier: Applier, wanted: Wanted) -> None:
         live = applier.live(manifest)
         if live is None:
             await applier.create(manifest)
-        elif _content(live) != manifest["stringData"]:
+        elif content_of(live) != manifest["stringData"]:
             await _renew(client, live, manifest["stringData"])
     if wanted.reason:
         log.info("certificates: %s", wanted.reason)
@@ -247,11 +283,12 @@ async def _renew(client: KubeClient, live: Manifest, content: Mapping[str, str])
     try:
         # A value that is no text is the user's, and stays.
         await client.replace(SECRETS, {**live, "data": {**(live.get("data") or {}), **data}})
+        log.info("wrote Secret %s", live["metadata"]["name"])
     except Conflict as error:
         raise RetryError("the certificates changed meanwhile", delay_s=0.5) from error
 
 
-def _content(manifest: Mapping[str, object] | None) -> dict[str, str]:
+def content_of(manifest: Mapping[str, object] | None) -> dict[str, str]:
     """The text of a Secret; what cannot be decoded is as good as absent."""
     found = {}
     data = (manifest or {}).get("data")

@@ -20,6 +20,7 @@ from pgcluster.api.models import PgCluster, to_config
 from pgcluster.api.validation import check
 from pgcluster.controller import (
     certificates,
+    issuers,
     nodes,
     pools,
     rollout,
@@ -56,6 +57,8 @@ _UNSETTLED_S = 15.0
 _REPAIR_AFTER_S = 4.0
 # Each step of a rolling change is seen by an event; this is for one that got lost.
 _ROLLING_S = 5.0
+# Nobody watches the Secrets of others: how soon a change of one is followed.
+_FOLLOW_S = 30.0
 # What the Lease lists, and what the poolers have applied, is not watched.
 _STEP_S = 1.0
 
@@ -149,6 +152,7 @@ class Reconciler:
         images = None
         pending = None
         plans: _Plans | None = None
+        offered = issuers.Offered()
         again_s = None
         acts = blocked is None and not cluster.spec.paused
         live_set = observed.child(STATEFUL_SETS, names.statefulset(cluster.name))
@@ -161,13 +165,17 @@ class Reconciler:
             if blocked is None:
                 plans = self._plan(observed, cluster, live_set, wanted)
                 again_s = plans.switchover.again_s
+            if live_set is not None or (plans is not None and acts):
+                offered = await issuers.offered(self._client, observed, cluster, self._today())
+                if offered.issuer != certificates.OPERATOR:
+                    again_s = _sooner(again_s, _FOLLOW_S)
             if plans is not None and acts:
-                pending, later_s = await self._write(observed, cluster, images, plans)
+                pending, later_s = await self._write(observed, cluster, images, plans, offered)
                 again_s = _sooner(again_s, later_s)
             elif live_set is not None:
                 # Certificates expire, whoever keeps their hands off.
                 applier = Applier(self._client, observed)
-                await self._certify(observed, cluster, applier)
+                await self._certify(observed, cluster, applier, offered)
         except BlockedError as error:
             blocked = (error.reason, str(error))
         except (Invalid, Forbidden) as error:
@@ -185,6 +193,7 @@ class Reconciler:
                 sleeping=wanted.sleep.step if acts else None,
                 held=wanted.upkeep.held if acts else told(observed).maintenance,
                 not_held=wanted.upkeep.refused if acts else None,
+                certificate=offered.trouble,
             ),
             again_s,
         )
@@ -234,8 +243,17 @@ class Reconciler:
             to = "serves again" if change.serve else "leaves the Services"
             log.info("pooler %s %s: %s", change.pod, to, change.reason)
 
-    async def _certify(self, observed: Observed, cluster: PgCluster, applier: Applier) -> None:
-        issued = certificates.wanted(observed, cluster, self._today())
+    def _issued(
+        self, observed: Observed, cluster: PgCluster, offered: issuers.Offered
+    ) -> certificates.Wanted:
+        return certificates.wanted(
+            observed, cluster, self._today(), issuer=offered.issuer, given=offered.given
+        )
+
+    async def _certify(
+        self, observed: Observed, cluster: PgCluster, applier: Applier, offered: issuers.Offered
+    ) -> None:
+        issued = self._issued(observed, cluster, offered)
         await applier.check(issued.manifests)
         await certificates.write(self._client, applier, issued)
         await certificates.publish(self._client, observed, cluster, issued.trust)
@@ -246,6 +264,7 @@ class Reconciler:
         asked: PgCluster,
         images: render_cluster.Images,
         plans: _Plans,
+        offered: issuers.Offered,
     ) -> tuple[tuple[str, str] | None, float | None]:
         applier = Applier(self._client, observed)
         wanted, step = plans.shape, plans.rolling.step
@@ -271,7 +290,7 @@ class Reconciler:
             )
             for manifest in rendered
         ]
-        issued = certificates.wanted(observed, cluster, self._today())
+        issued = self._issued(observed, cluster, offered)
         kept = [
             *render_secrets.manifests(cluster, trust=issued.trust),
             render_lease.manifest(

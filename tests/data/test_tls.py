@@ -87,6 +87,11 @@ class Instances:
         text = text.replace(line, f"conninfo='{self.conninfo(pod, config, by=pod)}'")
         text = text.replace(render_repmgr.bindir(17), str(self._programs))
         text = text.replace(names.RUN, str(place))
+        pg_ctl = f"{self._programs}/pg_ctl -D {place}/data"
+        text += (
+            f"service_promote_command='{pg_ctl} -w promote'\nservice_start_command='/bin/true'\n"
+            "failover_validation_command='/bin/true'\nevent_notification_command='/bin/true'\n"
+        )
         path = place / "repmgr.conf"
         path.write_text(text)
         own(path)
@@ -101,7 +106,9 @@ class Instances:
         primary.copy(template)
         self.hba("shop-0", config)
         with (primary.data / "postgresql.conf").open("a") as file:
-            file.write("shared_preload_libraries = 'repmgr'\n")
+            file.write(
+                "shared_preload_libraries = 'repmgr'\nwal_log_hints = on\nwal_keep_size = 128MB\n"
+            )
         primary.start()
         primary.query(f"CREATE ROLE repmgr SUPERUSER LOGIN PASSWORD '{PASSWORD}'")
         primary.query("CREATE DATABASE repmgr OWNER repmgr")
@@ -115,9 +122,9 @@ class Instances:
         assert done.status == 0, done.output
         eventually(self.streaming, within=20, what="the standby streams")
 
-    def streaming(self) -> list[tuple]:
+    def streaming(self, source: str = "shop-0", standby: str = "shop-1") -> list[tuple]:
         """How the standby streams from the primary."""
-        return self.servers["shop-0"].query(SSL_OF_STREAM)
+        return self.servers[source].query(SSL_OF_STREAM.replace("shop-1", standby))
 
     def end(self) -> None:
         """Leave nothing behind."""
@@ -174,6 +181,40 @@ async def test_instances_know_one_another_by_certificate_alone(
     assert "no pg_hba.conf entry" in told
     assert "no encryption" in told
     psycopg.connect(f"{app} sslmode=require").close()
+
+
+@pytest.mark.timeout(120)
+async def test_a_former_primary_is_rewound_and_follows_by_its_certificate(
+    instances: Instances, template: Path
+) -> None:
+    await instances.make(template, CONFIG)
+    former, successor = instances.servers.values()
+    successor.stop()
+    former.query_in("app", "CREATE TABLE lost AS SELECT 1 AS a")
+    former.stop()
+    await off_loop(successor.start)
+    done = await instances.repmgr("shop-1", CONFIG).standby_promote()
+    assert done.status == 0, done.output
+    successor.query_in("app", "CREATE TABLE kept AS SELECT 1 AS a")
+    successor.query("CHECKPOINT")
+    upstream = instances.conninfo("shop-1", by="shop-0")
+    done = await instances.repmgr("shop-0", CONFIG).node_rejoin(upstream)
+    assert done.status == 0, done.output
+    assert "pg_rewind" in done.output
+    await off_loop(former.start)
+    eventually(
+        lambda: instances.streaming("shop-1", "shop-0") == [(True, "TLSv1.3", "/CN=repmgr")],
+        within=20,
+        what="the former primary follows",
+    )
+    eventually(
+        lambda: (
+            former.query_in("app", "SELECT to_regclass('kept'), to_regclass('lost')")
+            == [("kept", None)]
+        ),
+        within=20,
+        what="it has what the successor has",
+    )
 
 
 @pytest.mark.timeout(120)

@@ -163,6 +163,16 @@ async def test_a_missing_secret_is_told_and_the_pools_have_the_operators(kube: F
     assert (await degraded(kube))[0] != conditions.CERTIFICATE_MISSING
 
 
+@pytest.mark.parametrize("own", ["ca", "pool-ca", "server", "replication", "pool-tls"])
+async def test_no_secret_of_the_operators_own_reaches_the_poolers(kube: FakeKube, own: str) -> None:
+    await ready(kube)
+    before = shown(kube)
+    want(kube, tls={"secretName": f"shop-{own}"})
+    await reconcile(kube)
+    assert (await degraded(kube))[0] == conditions.CERTIFICATE_INVALID
+    assert shown(kube) == {**before, "issuer": "user"}
+
+
 async def test_what_the_user_breaks_or_loses_changes_nothing(kube: FakeKube) -> None:
     put(kube, "mine", made := theirs())
     await ready(kube, tls={"secretName": "mine"})

@@ -300,6 +300,21 @@ def secret_pool_certificate(cluster: str) -> str:
     return f"{cluster}-pool-certificate"
 
 
+def own_secrets(cluster: str) -> tuple[str, ...]:
+    """Every Secret that the operator makes for a cluster."""
+    return (
+        secret_repmgr(cluster),
+        secret_pooler(cluster),
+        secret_app(cluster),
+        secret_ca(cluster),
+        secret_peers(cluster),
+        secret_server(cluster),
+        secret_replication(cluster),
+        secret_pool_ca(cluster),
+        secret_pool_tls(cluster),
+    )
+
+
 def service_hosts(service: str, namespace: str) -> tuple[str, ...]:
     """Every name by which a Service is reached inside of a Kubernetes cluster."""
     return (

@@ -91,6 +91,10 @@ async def offered(
         issuer, secret = USER, tls.secret_name
     else:
         return Offered()
+    if secret in names.own_secrets(cluster.name):
+        # Those of the instances, or an authority, would end up with the poolers.
+        told = f"spec.tls.secretName: Secret {secret} is one of the operator's own: name another"
+        return Offered(issuer, trouble=(conditions.CERTIFICATE_INVALID, told))
     manifest = await client.get(SECRETS, secret, cluster.namespace)
     if manifest is None:
         return Offered(issuer, trouble=await _missing(client, cluster, secret))

@@ -217,6 +217,7 @@ class Running:
             await instance.quieten_repmgrd()
         else:
             await instance.heed_demands(primary=False)
+            await instance.duties.encrypt_stream()
             if self._restart.due(observed):
                 await self._restart.standby(observed)
                 return 0.0
@@ -241,7 +242,6 @@ class Running:
         instance.promotion.all_well(holder)
         instance.standing.upstream = holder
         await instance.duties.ensure_standby_row(holder)
-        await instance.duties.encrypt_stream()
         instance.standing.registered = True
         instance.say("running", "streaming")
         if not planned:

@@ -74,6 +74,7 @@ EVERYTHING: Manifest = {
         "nodeSelector": {"disk": "ssd"},
         "priorityClassName": "important",
     },
+    "tls": {"clients": "prefer", "minVersion": "1.2", "dnsNames": ["db.example.com"]},
     "inheritedMetadata": {
         "labels": {"team": "shop", names.LABEL_ROLE: names.ROLE_PRIMARY},
         "annotations": {"contact": "dba@example.com", names.ANNOTATION_INSTANCE: "{}"},

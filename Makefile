@@ -49,18 +49,21 @@ load: images ## … and bring them into the cluster's nodes
 install: load ## … and the CRD and the operator onto the cluster
 	@$(STEP) "Operator" $(BUILD)/cluster install
 
+e2e: export POSTGRES_MAJORS := 17 15
 e2e: bootstrap cluster install ## the end-to-end tests alone (ARGS="-k failover"), on a cluster that stays
 	@KUBECONFIG=$$($(BUILD)/cluster kubeconfig) $(VENV)/pytest tests/e2e $(ARGS)
 
 e2e-full: export E2E_FULL := 1
+e2e-full: export POSTGRES_MAJORS := 17 15
 e2e-full: bootstrap cluster install ## … each fault as often and as long as its row of acceptance says: hours
 	@KUBECONFIG=$$($(BUILD)/cluster kubeconfig) $(VENV)/pytest tests/e2e $(ARGS)
 
-bench: ## what a fault costs, as distributions (CASE=node-off RUNS=20 SYNC=quorum ARGS=--append)
-	@$(BUILD)/bench bench $(CASE) --runs $(or $(RUNS),20) $(if $(SEED),--seed $(SEED)) $(if $(SYNC),--synchronous $(SYNC)) $(ARGS)
+SURROUNDINGS = $(if $(SYNC),--synchronous $(SYNC)) $(if $(WRITERS),--writers $(WRITERS)) $(if $(DATA),--data $(DATA))
+bench: ## what a fault costs, as distributions (CASE=node-off RUNS=20 SYNC=quorum WRITERS=64 DATA=2048 ARGS=--append)
+	@$(BUILD)/bench bench $(CASE) --runs $(or $(RUNS),20) $(if $(SEED),--seed $(SEED)) $(SURROUNDINGS) $(ARGS)
 
 bench-table: bootstrap ## … and its tables, for docs/performance.md
-	@$(VENV)/python -m tests.bench --table $(if $(SYNC),--synchronous $(SYNC))
+	@$(VENV)/python -m tests.bench --table $(SURROUNDINGS)
 
 chaos: ## a random sequence of faults until one breaks what must be true (FAULTS=200 SEED=n SYNC=quorum)
 	@$(BUILD)/bench chaos --faults $(or $(FAULTS),200) $(if $(SEED),--seed $(SEED)) $(if $(SYNC),--synchronous $(SYNC)) $(ARGS)

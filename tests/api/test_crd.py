@@ -140,6 +140,25 @@ def test_instances_and_storage_size_alone_are_accepted(kubectl: Kubectl) -> None
         ("scheduling.priorityClassName", "", "spec.scheduling.priorityClassName"),
         ("inheritedMetadata.labels", {"a": []}, "spec.inheritedMetadata.labels.a"),
         ("inheritedMetadata.annotations", 1, "spec.inheritedMetadata.annotations"),
+        ("bootstrap.import", {"source": {}}, "must name either a cluster or a host"),
+        (
+            "bootstrap.import",
+            {"source": {"cluster": "a", "host": "b", "passwordSecret": {"name": "s"}}},
+            "must name either a cluster or a host",
+        ),
+        ("bootstrap.import", {"source": {"host": "db"}}, "passwordSecret is needed with a host"),
+        ("bootstrap.import", {"source": {"cluster": "a", "port": 5}}, "port goes with a host"),
+        (
+            "bootstrap.import",
+            {"source": {"cluster": "a", "sslMode": "verify-full"}},
+            "caSecret is needed",
+        ),
+        (
+            "bootstrap.import",
+            {"source": {"cluster": "a"}, "databases": ["repmgr"]},
+            "must not name a database that every cluster has",
+        ),
+        ("bootstrap.import", {"source": {"cluster": "a"}, "jobs": 0}, "spec.bootstrap.import.jobs"),
         ("paused", "true", "spec.paused"),
         ("instanses", 3, "instanses"),
     ],
@@ -177,7 +196,13 @@ def test_a_name_that_services_cannot_have_is_refused(kubectl: Kubectl, name: str
             "spec.postgres.initdb is fixed",
         ),
         ({}, {"postgres.version": 18}, "spec.postgres.version cannot change"),
-        ({"postgres.version": 17}, {"postgres.version": 15}, "spec.postgres.version cannot change"),
+        (
+            {"postgres.version": 17},
+            {"postgres.version": 15},
+            "spec.bootstrap.import.source.cluster",
+        ),
+        ({}, {"bootstrap.import.source.cluster": "a"}, "spec.bootstrap.import can be set only"),
+        ({"bootstrap.import.source.cluster": "a"}, {}, "can be removed only then"),
     ],
 )
 def test_what_cannot_change_is_refused(
@@ -206,6 +231,33 @@ def test_what_may_change_is_accepted(kubectl: Kubectl) -> None:
         changed["metadata"]["name"] = "grows"
         kubectl.apply(changed)
     kubectl.delete("pgcluster", "grows")
+
+
+def test_an_import_can_be_corrected_until_it_is_complete(kubectl: Kubectl) -> None:
+    def wants(source: str) -> dict[str, Any]:
+        manifest = with_spec({"bootstrap.import.source.cluster": source, "paused": True})
+        manifest["metadata"]["name"] = "takes"
+        return manifest
+
+    assert "must be another cluster" in refusal(kubectl, wants("takes"))
+    kubectl.apply(wants("misspelt"))
+    kubectl.apply(wants("old"))
+    done = {"status": {"importedAt": "2026-05-01T10:00:00Z"}}
+
+    def fixed() -> bool:
+        kubectl.run(
+            *("patch", "pgc", "takes", "--subresource=status", "--type=merge"),
+            *("-p", json.dumps(done)),
+        )
+        try:
+            kubectl.apply(wants("another"), dry_run=True)
+        except KubectlError as error:
+            return "fixed once the import is complete" in error.stderr
+        return False
+
+    # An operator that runs beside this writes what it knows.
+    eventually(fixed, within=60, every=0.3, what="a complete import is fixed")
+    kubectl.delete("pgcluster", "takes")
 
 
 def test_status_and_spec_are_written_apart_and_scale_works(kubectl: Kubectl) -> None:

@@ -1,6 +1,7 @@
 """make bench: each case RUNS times, each run at a random moment of a seed.
 
-    python -m tests.bench [--runs 20] [--seed 1] [--append] [--synchronous quorum] [CASE …]
+    python -m tests.bench [--runs 20] [--seed 1] [--append] [--synchronous quorum] [--writers 64]
+                          [--data 2048] [CASE …]
     python -m tests.bench --table         the tables of docs/performance.md, from build/bench
 
 Writes build/bench/CASE.json after every run, so that one that is cut off keeps those that it has
@@ -21,7 +22,7 @@ from tests.bench.cases import CASES, Case
 from tests.bench.record import CaseFile, Run, phases, summary
 from tests.e2e import nodes
 from tests.e2e.waiting import eventually, pause
-from tests.e2e.world import World, world
+from tests.e2e.world import WRITERS, World, world
 
 BUILD = surroundings.ROOT / "build" / "bench"
 SETTLED_WITHIN_S = 240.0
@@ -166,7 +167,8 @@ def opened(path: Path, about: dict[str, Any], *, append: bool) -> CaseFile:
     if not append or not path.exists():
         return CaseFile(path, about)
     found = CaseFile.read(path)
-    different = [key for key in ("images", "machine") if found.about.get(key) != about[key]]
+    compared = ("images", "machine", "writers", "data_mib")
+    different = [key for key in compared if found.about.get(key) != about[key]]
     if different:
         sys.exit(f"{path} was measured with other {' and '.join(different)}: not appended to")
     return found
@@ -180,21 +182,37 @@ def print_tables(folder: Path) -> None:
     print(table.gaps(found), table.phases(found), table.conditions(found), sep="\n\n")
 
 
+def folder_of(options: argparse.Namespace) -> Path:
+    """Where the figures of these surroundings are."""
+    parts = [
+        options.synchronous if options.synchronous != "none" else "",
+        f"{options.writers}-writers" if options.writers != WRITERS else "",
+        f"{options.data}-mib" if options.data else "",
+    ]
+    return BUILD.joinpath(*(part for part in parts if part))
+
+
 def measure(options: argparse.Namespace) -> None:
     """All cases that were asked for, on one cluster."""
     spec: dict[str, Any] = {}
     if options.synchronous != "none":
         spec["replication"] = {"synchronous": {"mode": options.synchronous}}
-    folder = BUILD if options.synchronous == "none" else BUILD / options.synchronous
-    with world("bench", keep=options.keep, **spec) as around:
+    folder = folder_of(options)
+    with world("bench", keep=options.keep, writers=options.writers, **spec) as around:
         primary = around.settled(within=SETTLED_WITHIN_S)
+        if options.data:
+            around.fill(options.data)
         about = {
-            "command": f"make bench RUNS={options.runs} SEED={options.seed}",
+            "command": f"make bench RUNS={options.runs} SEED={options.seed}"
+            + (f" WRITERS={options.writers}" if options.writers != WRITERS else "")
+            + (f" DATA={options.data}" if options.data else ""),
             "commit": surroundings.commit(),
             "machine": surroundings.machine(),
             "versions": surroundings.versions(around, primary),
             "images": surroundings.images(around, primary),
             "synchronous": options.synchronous,
+            "writers": options.writers,
+            "data_mib": options.data,
             "seed": options.seed,
         }
         bench = Bench(around, seed=options.seed)
@@ -219,13 +237,15 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--append", action="store_true", help="keep the runs that are there")
     parser.add_argument("--synchronous", choices=["none", "quorum"], default="none")
+    parser.add_argument("--writers", type=int, default=WRITERS)
+    parser.add_argument("--data", type=int, default=0, metavar="MIB", help="there beforehand")
     parser.add_argument("--keep", action="store_true", help="leave the namespace")
     parser.add_argument("--table", action="store_true", help="only print the tables")
     options = parser.parse_args()
     if unknown := set(options.cases) - CASES.keys():
         parser.error(f"no such case: {', '.join(sorted(unknown))}; there are {', '.join(CASES)}")
     if options.table:
-        print_tables(BUILD if options.synchronous == "none" else BUILD / options.synchronous)
+        print_tables(folder_of(options))
     else:
         measure(options)
 

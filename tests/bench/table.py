@@ -40,7 +40,7 @@ def gaps(files: Iterable[tuple[str, File]]) -> str:
             "another primary",
             "gap: p50 / p95 / max",
             "gap of one writer",
-            "errors of 8 writers",
+            "errors",
             "writers with an error",
             "lost",
             "two primaries",
@@ -91,7 +91,8 @@ def conditions(files: Iterable[tuple[str, File]]) -> str:
         text = (
             f"commit {about['commit'][:10]}, {about['machine']['cpus']} CPUs"
             f" ({about['machine']['model']}), {about['machine']['memory_gib']} GiB, {versions},"
-            f" synchronous: {about['synchronous']}, seed {about['seed']}"
+            f" synchronous: {about['synchronous']}, {about['writers']} writers,"
+            f" {about['data_mib']} MiB of data beforehand, seed {about['seed']}"
         )
         load = f"{min(loads):.1f} to {max(loads):.1f}" if loads else "?"
         seen.setdefault(text, []).append(f"{about['case']} (load average {load})")

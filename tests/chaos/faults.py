@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import subprocess
+import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
@@ -13,6 +14,9 @@ from tests.e2e import nodes, processes
 from tests.e2e.cluster import Cluster
 from tests.e2e.kubectl import KubectlError
 from tests.e2e.processes import Container, NoSuchProcess
+
+# The grace period, and a kubelet whose watch waits after an outage of the API server.
+GONE_WITHIN_S = 120
 
 Heal = Callable[[], None]
 
@@ -63,6 +67,12 @@ class Faults:
         self._known = Placement()
         self._busy: set[str] = set()  # nodes on which a fault is on
         self._api_away = False
+        self._leaving: list[Container] = []
+
+    def effected(self) -> None:
+        """Wait until what was deleted is gone: a kubelet may hear of it late."""
+        while self._leaving:
+            _until_gone(self._leaving.pop())
 
     def begin(self, fault: Fault) -> Begun:
         """Do it; MissedError where there is nothing left to do it to."""
@@ -85,6 +95,7 @@ class Faults:
             raise MissedError(f"the node of {pod} is not to be reached")
         match kind.name:
             case "pod-delete" | "pod-delete-force":
+                self._leaving.append(self._known.containers(pod)["postgres"])
                 self._before_deletion(pod)
                 self._cluster.delete_pod(pod, force=kind.name.endswith("force"))
             case "pooler-kill":
@@ -206,3 +217,12 @@ def _chosen(candidates: list[str], pick: float) -> str:
 
 def _nothing() -> None:
     """It is over by itself."""
+
+
+def _until_gone(container: Container) -> None:
+    for _ in range(GONE_WITHIN_S):
+        try:
+            container.signal("0")
+        except (NoSuchProcess, nodes.NodeError, subprocess.TimeoutExpired):
+            return
+        time.sleep(1)

@@ -152,6 +152,7 @@ class Chaos:
         finally:
             # Also what could not be ended above.
             nodes.restore()
+        self._faults.effected()
         return done
 
     def _end(self, fault: Fault, heal: Heal) -> None:

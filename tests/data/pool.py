@@ -202,6 +202,10 @@ class Pool:
         path = self.directory / "agent.log"
         return path.read_text() if path.exists() else ""
 
+    def pgbouncer_log(self) -> str:
+        """What pgbouncer said."""
+        return (self.directory / "pgbouncer.log").read_text()
+
     def commands(self, database: str = "app") -> list[str]:
         """PAUSE, RELOAD and RESUME of one database as the agent logged them."""
         lines = (json.loads(line) for line in self.agent_log().splitlines() if line[:1] == "{")

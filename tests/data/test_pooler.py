@@ -254,6 +254,8 @@ def test_settings_that_pgbouncer_refuses_are_noticed_and_taken_back(
         what=pool.agent_log(),
     )
     assert (pool.directory / "run" / "pgbouncer.ini").read_text() == before
+    # It was never told to load them: what stands behind a wrong line is at its default after that.
+    assert "pgbouncer.ini:" not in pool.pgbouncer_log()
     with pool.connect() as connection:
         assert connection.execute("SELECT 1").fetchone() == (1,)
     # Repointing works on, though the settings wait to be corrected.

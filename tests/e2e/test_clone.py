@@ -1,7 +1,11 @@
-"""Clones that take long, fail half-way, or have to stand in for a rewind (A09, A10)."""
+"""Clones that take long, fail half-way, have to stand in for a rewind, or are not needed.
+
+A08 to A11.
+"""
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
@@ -10,9 +14,10 @@ import pytest
 
 from pgcluster.api import names
 from tests.e2e.cluster import Cluster, describe
-from tests.e2e.extent import lasting
+from tests.e2e.extent import lasting, times
 from tests.e2e.kubectl import KubectlError
 from tests.e2e.ordeal import Ordeals
+from tests.e2e.report import Report
 from tests.e2e.waiting import eventually, stays
 
 pytestmark = pytest.mark.disturbs
@@ -66,12 +71,60 @@ def test_a_slow_clone_is_told_of_and_not_restarted(ordeals: Ordeals) -> None:
         assert stopped.result(timeout=120) == ordeal.primary
         eventually(lambda: _clones(shop, standby), within=30, what="the progress is told")
         shop.condition_says(f"{standby}: cloning clone: \\d+ MiB", within=20)
+        # A11: whatever else is wanted waits for it, and its source above all.
+        pods = _uids(shop)
+        _image(shop, "pgcluster.dev/postgres:17-never-built")
         # Longer than any probe of a pod that does not get on would have patience.
-        stays(lambda: _clones(shop, standby), for_s=lasting(300, short_s=25), every=3)
+        stays(
+            lambda: _clones(shop, standby) and _uids(shop) == pods,
+            for_s=lasting(300, short_s=25),
+            every=3,
+        )
+        _image(shop, None)
     outcome = ordeal.ended()
     assert outcome.after == outcome.before
     assert outcome.counted["errors"] == 0, outcome.counted
     assert shop.restarts()[f"{standby}/postgres"] == 0
+
+
+def test_a_standby_with_data_that_restarts_needs_no_clone(ordeals: Ordeals, report: Report) -> None:
+    """A08."""
+    shop = ordeals.cluster
+    primary, mebibytes = shop.settled(), times(2048, short=256)
+    fill = (
+        f"CREATE TABLE bulk AS SELECT repeat('x', 1000) FROM generate_series(1, {mebibytes << 10})"
+    )
+    shop.exec(primary, "psql", "-XqU", "postgres", "-c", fill, "app", timeout_s=300)
+    ordeal = ordeals.begin("standby with data restarted")
+    standby = next(pod for pod in shop.instances() if pod != ordeal.primary)
+    pod = shop.pod(standby)["metadata"]["uid"]
+    shop.delete_pod(standby)
+    began_s = time.monotonic()
+
+    def streams() -> bool:
+        assert shop.pod(standby)["metadata"]["uid"] != pod
+        seen = shop.value(
+            ordeal.primary,
+            f"SELECT state FROM pg_stat_replication WHERE application_name = '{standby}'",
+        )
+        assert seen == "streaming", seen
+        return True
+
+    eventually(streams, within=60, every=0.5, what=f"{standby} streams again")
+    report.measured(f"standby with {mebibytes} MiB streams again", time.monotonic() - began_s, "s")
+    outcome = ordeal.ended()
+    assert outcome.after == outcome.before
+    assert outcome.counted["errors"] == 0, outcome.counted
+    assert "standby clone" not in shop.logs(standby), "a base backup was taken"
+    shop.psql(outcome.after, "DROP TABLE bulk", "app")
+
+
+def _uids(shop: Cluster) -> dict[str, str]:
+    return {pod["metadata"]["name"]: pod["metadata"]["uid"] for pod in shop.pods()}
+
+
+def _image(shop: Cluster, image: str | None) -> None:
+    shop.kubectl.patch("pgcluster", shop.name, {"spec": {"image": image}})
 
 
 def _clones(shop: Cluster, pod: str) -> bool:

@@ -13,6 +13,7 @@ from tests.e2e.kubectl import Kubectl
 from tests.e2e.report import Report
 from tests.e2e.waiting import eventually, measured_over, stays
 
+IMAGES = ("PGCLUSTER_POSTGRES_IMAGES", "PGCLUSTER_PGBOUNCER_IMAGE")
 # Owned kinds whose objects nobody has a reason to touch while nothing happens.
 KINDS = (
     "statefulsets,deployments,services,configmaps,secrets,serviceaccounts,roles,rolebindings,"
@@ -67,22 +68,36 @@ def test_at_rest_nothing_is_written(shop: Cluster) -> None:
 
 
 @pytest.mark.disturbs
-def test_a_restart_of_the_operator_touches_nothing(shop: Cluster, system: Kubectl) -> None:
+def test_an_upgrade_of_the_operator_touches_nothing(shop: Cluster, system: Kubectl) -> None:
+    """A34: it restarts with other images for new clusters, and back."""
     shop.settled()
     before, restarts, poolers = versions(shop), shop.restarts(), shop.poolers()
     secret = shop.secret(names.secret_app("shop"))
-    mark = shop.kubectl.run("get", "--raw", "/version") and _now(shop, poolers[0])
-    leader = _leader(system)
-    system.run("rollout", "restart", "deployment/pgcluster-operator")
-    system.run(
-        "rollout", "status", "deployment/pgcluster-operator", "--timeout=150s", timeout_s=160
-    )
-    eventually(lambda: _leader(system) not in ("", leader), within=60, what="another leader")
-    stays(lambda: _different(before, versions(shop)), for_s=20, every=4)
+    mark = _now(shop, poolers[0])
+    deployment = system.json("get", "deployment", "pgcluster-operator")
+    (container,) = deployment["spec"]["template"]["spec"]["containers"]
+    environment = {row["name"]: row.get("value") for row in container["env"]}
+    newer = {name: str(environment[name]).replace("0.1.0", "0.1.1") for name in IMAGES}
+    try:
+        _upgraded(system, newer)
+        stays(lambda: _different(before, versions(shop)), for_s=20, every=4)
+    finally:
+        _upgraded(system, {name: str(environment[name]) for name in IMAGES})
     assert shop.restarts() == restarts
     assert shop.secret(names.secret_app("shop")) == secret
     for pooler in poolers:
         assert "RELOAD" not in shop.logs(pooler, since=mark)
+    assert _different(before, versions(shop))
+
+
+def _upgraded(system: Kubectl, environment: dict[str, str]) -> None:
+    leader = _leader(system)
+    values = [f"{name}={value}" for name, value in environment.items()]
+    system.run("set", "env", "deployment/pgcluster-operator", *values)
+    system.run(
+        "rollout", "status", "deployment/pgcluster-operator", "--timeout=150s", timeout_s=160
+    )
+    eventually(lambda: _leader(system) not in ("", leader), within=60, what="another leader")
 
 
 def _different(before: dict[str, str], after: dict[str, str]) -> bool:

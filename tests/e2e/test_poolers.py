@@ -131,8 +131,14 @@ def test_a_killed_pooler_comes_back_and_the_other_goes_on(
         found[container].signal("KILL")
     outcome = ordeal.ended()
     assert outcome.after == outcome.before
-    # A client loses its connection with its pgbouncer, and with nothing else.
-    assert outcome.counted["errors"] <= (16 if "pgbouncer" in killed else 0), outcome.counted
+    # A client loses its connection with its pgbouncer, and with nothing else. Where it connects
+    # again it may meet the dead one a few times before the other.
+    errors = outcome.counted["errors_by_text"]
+    if "pgbouncer" in killed:
+        lost = sum(count for text, count in errors.items() if text.startswith("write "))
+        assert lost <= len(outcome.counted["longest_gap_per_writer_s"]), errors
+    else:
+        assert not errors
     assert min(outcome.counted["longest_gap_per_writer_s"]) < 5, outcome.counted
     serve_all(shop)
     assert_no_pool_is_paused(shop)

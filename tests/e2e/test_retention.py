@@ -249,7 +249,13 @@ def test_a_full_primary_stays_the_primary_and_recovers_when_there_is_room(
     brim.condition_says(f"DiskFull .*{primary}.*spec.storage.size", within=30)
     assert brim.condition("Ready")["status"] == "False"
     assert brim.value(primary, "SELECT pg_postmaster_start_time()") == started
-    assert int(as_application(brim, primary, 'psql -XAtc "SELECT count(*) FROM filler"').stdout) > 0
+
+    def reads() -> bool:
+        read = as_application(brim, primary, 'psql -XAtc "SELECT count(*) FROM filler"')
+        assert int(read.stdout or "0") > 0, read.stderr
+        return True
+
+    eventually(reads, within=20, what="the application reads")
 
     # A superuser, whom nobody stops, fills it past that: postgres may panic, and comes back.
     use_wal(brim, primary, 20)

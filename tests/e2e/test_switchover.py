@@ -21,6 +21,7 @@ from tests.e2e.cluster import POSTGRES, Cluster
 from tests.e2e.extent import times
 from tests.e2e.ordeal import Ordeals
 from tests.e2e.report import Report
+from tests.e2e.toolbox import Toolbox
 from tests.e2e.waiting import eventually
 
 pytestmark = pytest.mark.disturbs
@@ -51,6 +52,20 @@ def concluded(shop: Cluster, *, within: float = 90) -> dict[str, Any]:
     return eventually(ended, within=within, what="the switchover ends")
 
 
+def no_server_at(shop: Cluster, toolbox: Toolbox, address: str) -> None:
+    """A13: no pooler has a connection left to where the former primary was."""
+    password = shop.secret(names.secret_pooler(shop.name))["admin-password"]
+    for pooler in shop.poolers():
+        at = shop.address_of(pooler)
+        uri = f"postgresql://{names.PGBOUNCER_ADMIN}:{password}@{at}/pgbouncer"
+        servers = [
+            line.split("|") for line in toolbox.psql(uri, "SHOW SERVERS").stdout.splitlines()
+        ]
+        of_app = [row for row in servers if row[2] == "app"]
+        assert of_app, f"{pooler} has no servers: {servers}"
+        assert not [row for row in of_app if address in row], servers
+
+
 @pytest.mark.timeout(1800)
 def test_a_deleted_primary_hands_over_without_an_error(ordeals: Ordeals, report: Report) -> None:
     for _ in range(times(20, short=3)):
@@ -68,12 +83,15 @@ def test_a_deleted_primary_hands_over_without_an_error(ordeals: Ordeals, report:
         )
 
 
-def test_repmgrs_own_switchover_costs_no_client_an_error(ordeals: Ordeals, shop: Cluster) -> None:
+def test_repmgrs_own_switchover_costs_no_client_an_error(
+    ordeals: Ordeals, shop: Cluster, toolbox: Toolbox
+) -> None:
     ordeal = ordeals.begin("repmgr standby switchover")
-    target = standby_of(shop, ordeal.primary)
+    target, former = standby_of(shop, ordeal.primary), shop.address_of(ordeal.primary)
     words = ("standby", "switchover", "--siblings-follow")
     typed = shop.exec(target, "repmgr", *words, check=False, timeout_s=180)
     assert typed.returncode == 0, f"{typed.stdout}{typed.stderr}"
+    no_server_at(shop, toolbox, former)
     outcome = ordeal.ended()
     assert outcome.after == target
     assert outcome.counted["errors"] == 0, outcome.counted["errors_by_text"]

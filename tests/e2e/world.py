@@ -17,16 +17,21 @@ from tests.e2e.waiting import eventually
 INSTANCES = 3
 POOLERS = 2
 WRITERS = 8
+# Of all writers together, so that more of them are more connections and not more load.
+RATE = 400
 OBSERVER_IMAGE = f"pgcluster.dev/operator:{__version__}"
 
 
 class World:
     """One cluster, an application that writes to it, and who looks for two primaries."""
 
-    def __init__(self, cluster: Cluster, client: Client, watcher: Watcher) -> None:
+    def __init__(
+        self, cluster: Cluster, client: Client, watcher: Watcher, *, writers: int = WRITERS
+    ) -> None:
         self.cluster = cluster
         self.client = client
         self.watcher = watcher
+        self._writers = writers
 
     def settled(self, *, within: float) -> str:
         """Wait until everything that was asked for is there, right and at work; the primary."""
@@ -55,7 +60,7 @@ class World:
         def flowing() -> dict[str, Any]:
             since = self.client.mark()
             eventually(
-                lambda: self.client.stats(since)["acknowledged"] >= 5 * WRITERS,
+                lambda: self.client.stats(since)["acknowledged"] >= 5 * self._writers,
                 within=5,
                 every=0.2,
                 what="the application writes",
@@ -71,11 +76,22 @@ class World:
     def renew_client(self) -> None:
         """A new client: it forgets the rows of the old one, which grow with time."""
         self.client.stop()
-        self.client = Client(self.cluster, OBSERVER_IMAGE, writers=WRITERS)
+        self.client = application(self.cluster, self._writers)
+
+    def fill(self, mebibytes: int) -> None:
+        """So much data that nobody writes to."""
+        rows = f"SELECT repeat('x', 1000) FROM generate_series(1, {mebibytes << 10})"
+        words = ("psql", "-XqU", "postgres", "-c", f"CREATE TABLE bulk AS {rows}", "app")
+        self.cluster.exec(self.cluster.primary(), *words, timeout_s=600)
+
+
+def application(cluster: Cluster, writers: int) -> Client:
+    """So many connections that write."""
+    return Client(cluster, OBSERVER_IMAGE, writers=writers, rate_per_writer=RATE / writers)
 
 
 @contextlib.contextmanager
-def world(name: str, *, keep: bool = False, **spec: Any) -> Iterator[World]:
+def world(name: str, *, keep: bool = False, writers: int = WRITERS, **spec: Any) -> Iterator[World]:
     """A namespace of its own with all of it, gone afterwards unless it is to be kept."""
     kubectl = Kubectl(f"{name}-{secrets.token_hex(2)}")
     label = {"pod-security.kubernetes.io/enforce": "restricted"}
@@ -91,8 +107,8 @@ def world(name: str, *, keep: bool = False, **spec: Any) -> Iterator[World]:
         cluster.apply(
             manifest(name, **{"instances": INSTANCES, "pgbouncer": {"instances": POOLERS}, **spec})
         )
-        client = Client(cluster, OBSERVER_IMAGE, writers=WRITERS)
-        yield World(cluster, client, Watcher(cluster, OBSERVER_IMAGE))
+        client = application(cluster, writers)
+        yield World(cluster, client, Watcher(cluster, OBSERVER_IMAGE), writers=writers)
     finally:
         if keep:
             print(f"kept: namespace {kubectl.namespace}", flush=True)

@@ -130,6 +130,7 @@ class Cluster:
         self._branches = 0
         self._writers: list[str] = []
         self._dooms: list[asyncio.Future[Node]] = []
+        self._awaited: list[tuple[str, asyncio.Future[str]]] = []
         self.config = ClusterConfig(
             name=CLUSTER,
             namespace="prod",
@@ -166,8 +167,18 @@ class Cluster:
 
     def say(self, text: str) -> None:
         """A line of the history."""
-        if not self.over:
-            self.history.append(f"{self.loop.true_s:9.3f}  {text}")
+        if self.over:
+            return
+        self.history.append(f"{self.loop.true_s:9.3f}  {text}")
+        for each in [each for each in self._awaited if each[0] in text]:
+            self._awaited.remove(each)
+            each[1].set_result(text)
+
+    async def told(self, part: str) -> str:
+        """The next line of the history with this in it."""
+        line: asyncio.Future[str] = self.loop.create_future()
+        self._awaited.append((part, line))
+        return await line
 
     def new_system(self) -> str:
         """A system identifier that no other has."""
@@ -500,15 +511,21 @@ def setattr_less(thing: object, name: str) -> None:
     setattr(thing, name, getattr(thing, name) - 1)
 
 
-async def whole_life(cluster: Cluster) -> None:
-    """From nothing to a cluster, then the faults, then peace."""
+async def nothing_else(_: Cluster) -> None:
+    """While the faults come."""
+
+
+async def whole_life(
+    cluster: Cluster, meanwhile: Callable[[Cluster], Awaitable[None]] = nothing_else
+) -> None:
+    """From nothing to a cluster, then the faults and what else is to come, then peace."""
     for each in cluster.nodes.values():
         each.begin()
     while not cluster.settled():
         if cluster.loop.true_s > _BOOTSTRAP_S:
             raise cluster.violation(f"no cluster after {_BOOTSTRAP_S:g} s: {cluster.unsettled()}")
         await asyncio.sleep(0.5)
-    await cluster.play()
+    await asyncio.gather(cluster.play(), meanwhile(cluster))
     cluster.say("all faults have ended")
     ended_s = cluster.loop.true_s
     await asyncio.sleep(2.0)

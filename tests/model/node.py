@@ -344,8 +344,7 @@ class Child:
         while server.alive and server.frozen and now_s() < deadline_s:  # noqa: ASYNC110
             await asyncio.sleep(0.1)
         if server.alive and in_order and not server.frozen:
-            here.world.last_wal(here)
-            server.shut_down()
+            server.shut_down(lambda: here.world.last_wal(here))
             here.world.say(f"{here.name}: postgres has shut down")
             self.ended.set()
         here.kill_server()

@@ -210,11 +210,15 @@ class Server:
         self.data.control = self.data.point
         self.data.settled = self.data.timeline
 
-    def shut_down(self) -> None:
-        """A stop in order, after which the control file says all."""
+    def shut_down(self, send: Callable[[], None]) -> None:
+        """A stop in order, after which the control file says all.
+
+        The WAL senders stay until they have sent the last record.
+        """
         if self.started:
             if not self.in_recovery:
                 self.data.wal.append(RECORD)
+            send()
             self.checkpoint()
             self.data.state = _SHUT_DOWN_RECOVERING if self.in_recovery else _SHUT_DOWN
         self.alive = False

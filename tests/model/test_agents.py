@@ -20,8 +20,9 @@ MODEL_EXAMPLES=20000 plays so many random scripts; without it they are few and a
 
 from __future__ import annotations
 
+import asyncio
 import os
-from collections.abc import Callable, Iterable
+from collections.abc import Awaitable, Callable, Iterable
 from dataclasses import replace
 from random import Random
 from typing import Any
@@ -253,3 +254,46 @@ def test_a_broken_rule_is_told_with_the_whole_history(monkeypatch: pytest.Monkey
     history = str(violation.value).splitlines()
     for expected in ("Script(seed=1", "FAULT: freeze", "took the Lease", "wakes up", "two write"):
         assert any(expected in line for line in history), expected
+
+
+# --- a hand-over that is cut off ------------------------------------------------------------------
+# What the history says when a step of it is over.
+STEPS = {
+    "checked": "hand-over: holding",
+    "held": "the pools hold their clients",
+    "stopped": "postgres has shut down",
+    "released": "Lease: nobody",
+    "taken": "took the Lease as its successor",
+    "promoted": "postgres is a primary",
+}
+
+
+def handed_over(line: str, side: str, *, lasts_s: float) -> Callable[[Cluster], Awaitable[None]]:
+    """The first of the two to hand over, or the one who is to succeed, dies when a line is seen."""
+
+    async def dies(cluster: Cluster) -> None:
+        async with asyncio.timeout(60):
+            chosen = await cluster.told("hand-over: checking")
+            last = next(each for each in cluster.nodes.values() if each.leaving)
+            heir = cluster.nodes[chosen.split()[-1]]
+            await cluster.told(line)
+        victim = last if side == "primary" else heir
+        cluster.say(f"{victim.name} is killed")
+        victim.end()
+        await asyncio.sleep(lasts_s)
+        if not victim.running:
+            victim.begin()
+
+    return lambda cluster: whole_life(cluster, dies)
+
+
+@pytest.mark.parametrize("standbys", [0, 1])
+@pytest.mark.parametrize("side", ["primary", "successor"])
+@pytest.mark.parametrize("step", STEPS)
+def test_a_handover_that_is_cut_off_at_any_step_ends_with_one_primary(
+    step: str, side: str, standbys: int
+) -> None:
+    for seed, lasts_s in ((1, 0.3), (4, 4.0), (3, 25.0)):
+        leave = Fault(20.0, "leave", "primary", 2.0)
+        script = Script(seed, standbys=standbys, faults=(leave,))
+        run(script, handed_over(STEPS[step], side, lasts_s=lasts_s))

@@ -13,6 +13,8 @@ ABOUT = {
     "machine": {"cpus": 2, "model": "a processor", "memory_gib": 24},
     "versions": {"PostgreSQL": "17.12"},
     "synchronous": "none",
+    "writers": 8,
+    "data_mib": 0,
     "seed": 1,
 }
 

@@ -223,6 +223,43 @@ def test_the_identity_once_known_stays() -> None:
     assert told(seen).system_identifier == "77"
 
 
+def imports(state: str, **more: str) -> InstancePod:
+    """The primary of a new cluster while it takes data over: not ready."""
+    report = {"state": state, **more}
+    return instance(0, "primary", ready=False, importing=report, progress="import: 1 of 2 MiB")
+
+
+def test_a_cluster_that_takes_data_over_is_not_ready_and_says_so() -> None:
+    status = told(observed(imports("running"), instance(1)))
+    assert condition(status, "Ready") == ("False", "Importing")
+    assert condition(status, "Progressing") == ("True", "Importing")
+    assert condition(status, "Degraded") == ("False", "NoPrimary")
+    assert condition(status, "Stalled") == ("False", "Settled")
+    assert (status.summary, status.primary, status.imported_at) == ("Importing", None, None)
+    assert status.members[0].progress == "import: 1 of 2 MiB"
+
+
+def test_a_failed_import_says_what_hindered_it_and_another_attempt_ends_that() -> None:
+    why = 'password authentication failed for user "importer"'
+    failed = told(observed(imports("failed", reason=why)))
+    assert condition(failed, "Ready") == ("False", "ImportFailed")
+    assert condition(failed, "Stalled") == ("True", "ImportFailed")
+    assert condition(failed, "Progressing")[0] == "False"
+    assert failed.summary == "ImportFailed"
+    assert why in next(x.message for x in failed.conditions if x.type == "Ready")
+    again = told(observed(imports("running"), status=failed))
+    assert condition(again, "Stalled") == ("False", "Settled")
+    creating = told(observed(WELL[0], instance(1, ready=False), status=again))
+    assert condition(creating, "Ready") == ("False", "Creating"), "it has never been complete"
+
+
+def test_when_an_import_was_complete_is_kept_also_without_a_primary() -> None:
+    done = {"state": "done", "at": "2026-05-01T09:59:00Z"}
+    status = told(observed(instance(0, "primary", importing=done), instance(1)))
+    assert condition(status, "Ready") == ("True", "AllReady")
+    assert told(observed(instance(1), holder="", status=status)).imported_at == done["at"]
+
+
 def test_paused_is_told() -> None:
     status = told(observed(*WELL, status=READY, paused=True))
     assert condition(status, "Progressing") == ("False", "Paused")

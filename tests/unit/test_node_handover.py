@@ -182,6 +182,7 @@ class World:
         self.log: list[str] = []
         self.lags = [{"pod": "shop-1", "lag": 10}]
         self.status: Status | None = Status(FIT, follows_plans=True, disk_full=False)
+        self.mute = 0  # how many times its agent does not answer
         self.answers: dict[str, Mapping[str, Any] | None] = {
             "/ready-for-switchover": {},
             "/complete": {},
@@ -251,6 +252,9 @@ class World:
         return self.lags
 
     async def _statuses(self, only: str | None) -> dict[str, Status | None]:
+        if self.mute:
+            self.mute -= 1
+            return {"shop-1": None}
         return {"shop-1": self.status}
 
     async def _request(
@@ -385,15 +389,28 @@ async def test_a_stop_that_was_not_in_order_is_no_handover(world: World) -> None
     assert world.is_as_before()
 
 
-@pytest.mark.parametrize("answer", [{"refused": "it has 0/4"}, None])
+@pytest.mark.parametrize(("answer", "asked"), [({"refused": "it has 0/4"}, 1), (None, 2)])
 async def test_a_successor_that_lacks_something_gets_nothing(
-    world: World, answer: Mapping[str, Any] | None
+    world: World, answer: Mapping[str, Any] | None, asked: int
 ) -> None:
     world.answers["/complete"] = answer
     assert not (await world.handover.give("shop-1")).done
-    assert world.log == [*BEGUN, "stop", "/complete shop-1", "withdraw"]
+    assert world.log == [*BEGUN, "stop", *["/complete shop-1"] * asked, "withdraw"]
     assert world.report.state == "failed"
     assert world.is_as_before(), "the loop starts it as the primary again"
+
+
+@pytest.mark.parametrize(("lost", "done"), [(1, True), (2, True), (3, False)])
+async def test_one_answer_that_is_lost_refuses_nothing(
+    world: World, monkeypatch: pytest.MonkeyPatch, lost: int, *, done: bool
+) -> None:
+    monkeypatch.setattr(module, "_ASK_AGAIN_S", 0.001)
+    world.mute = lost
+    outcome = await world.handover.give(None)
+    assert outcome.done is done
+    if not done:
+        assert outcome.reason == "the agent of shop-1 does not answer"
+        assert world.log == []
 
 
 async def test_a_pooler_that_is_late_is_waited_for(world: World) -> None:

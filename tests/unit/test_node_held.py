@@ -106,6 +106,10 @@ class Standby(Shell):
         super().__init__(holder="shop-0", holding=holding)
         self.promotion = SimpleNamespace(under_way=False)
         self.server = SimpleNamespace(fence=SimpleNamespace(disarm=lambda: None))
+        self.importing = self
+
+    async def watch(self) -> None:
+        """There is nothing to import."""
 
     async def hold(self, reason: str) -> None:
         """Keep postgres down."""

@@ -34,6 +34,7 @@ class Instance:
         view.expires_at_s = lambda: 0.0
         self.lease = SimpleNamespace(holding=lambda: False, failsafe_since_s=None, view=view)
         self.parameters = SimpleNamespace(see=self._nothing)
+        self.importing = SimpleNamespace(watch=self._nothing)
         self.me = "shop-0"
         self.config = SimpleNamespace(held=lambda _: None)
         self.synchronous.follow = lambda *_: False

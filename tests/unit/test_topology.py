@@ -80,6 +80,17 @@ def test_among_equals_the_lowest_ordinal_wins_whoever_asks() -> None:
         assert chosen.pod == "shop-1"
 
 
+def test_among_equals_whoever_has_the_lease_by_name_comes_first() -> None:
+    equal = {pod: candidate(1, 5) for pod in ("shop-0", "shop-1", "shop-2")}
+    rules = Rules(3, Mark("7001", None), 100, holder="shop-2")
+    chosen = elect(equal, rules)
+    assert isinstance(chosen, Elected)
+    assert chosen.pod == "shop-2"
+    chosen = elect({**equal, "shop-1": candidate(1, 6)}, rules)
+    assert isinstance(chosen, Elected)
+    assert chosen.pod == "shop-1", "only among equals"
+
+
 def test_a_minority_elects_nobody() -> None:
     assert isinstance(run({"shop-0": candidate(1, 1)}), NoElection)
     assert isinstance(run({"shop-0": candidate(1, 1)}, members=5), NoElection)

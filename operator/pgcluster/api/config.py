@@ -80,6 +80,29 @@ class UserConfig(_Document):
     member_of: tuple[str, ...] = ()
 
 
+class ImportSourceConfig(_Document):
+    """A server to take data over from; `user` None: as key `username` of the Secret says."""
+
+    host: str
+    port: int = 5432
+    user: str | None = None
+    password_secret: str
+    ssl_mode: str = "prefer"
+    ca_secret: str | None = None
+
+
+class ImportConfig(_Document):
+    """What a new cluster takes over before anybody uses it."""
+
+    source: ImportSourceConfig
+    databases: tuple[str, ...]
+    roles: bool = True
+    schema_only: bool = False
+    exclude_schemas: tuple[str, ...] = ()
+    exclude_tables: tuple[str, ...] = ()
+    jobs: int = 2
+
+
 class SwitchoverConfig(_Document):
     """A planned hand-over to one instance, in one epoch only: afterwards it means nothing.
 
@@ -150,6 +173,8 @@ class ClusterConfig(_Document):
     databases: tuple[DatabaseConfig, ...] = ()
     users: tuple[UserConfig, ...] = ()
     read_only_pool: bool = True
+    # Data of another server that a new cluster begins with; None: it begins empty.
+    bootstrap_import: ImportConfig | None = None
     paused: bool = False
     switchover: SwitchoverConfig | None = None
     restart: RestartConfig | None = None

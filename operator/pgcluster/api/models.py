@@ -20,6 +20,7 @@ from pgcluster.api.conditions import Condition
 from pgcluster.api.quantities import parse_bytes, parse_seconds
 from pgcluster.api.schema import (
     DatabaseName,
+    DnsName,
     Duration,
     HostName,
     ImageName,
@@ -237,6 +238,82 @@ class SecretRef(Model):
     """Name of the Secret; its key `password` is used."""
 
 
+class CaSecretRef(Model):
+    """A Secret in the namespace of the cluster that holds certificates."""
+
+    name: ObjectName
+    """Name of the Secret; its key `ca.crt` is used."""
+
+
+class ImportSource(Model):
+    """The server that the data comes from: a PgCluster or any PostgreSQL."""
+
+    rules = (
+        Rule(
+            "has(self.cluster) != has(self.host)",
+            "spec.bootstrap.import.source must name either a cluster or a host",
+        ),
+        Rule(
+            "!has(self.host) || has(self.passwordSecret)",
+            "spec.bootstrap.import.source.passwordSecret is needed with a host",
+            ".passwordSecret",
+        ),
+        Rule(
+            "!has(self.cluster) || !has(self.port)",
+            "spec.bootstrap.import.source.port goes with a host: a cluster's is known",
+            ".port",
+        ),
+        Rule(
+            "!has(self.sslMode) || !self.sslMode.startsWith('verify-') || has(self.caSecret)",
+            "spec.bootstrap.import.source.caSecret is needed where sslMode verifies the server",
+            ".caSecret",
+        ),
+    )
+
+    cluster: ObjectName | None = None
+    """A PgCluster in the same namespace; its primary is read."""
+    host: HostName | None = None
+    """Host of any other PostgreSQL."""
+    port: int = Field(default=5432, ge=1, le=65535)
+    """Its port. Default: 5432."""
+    user: SqlName | None = None
+    """Role to log in as. Default: key `username` of the Secret."""
+    password_secret: SecretRef | None = None
+    """Secret whose key `password` is that role's password. Default for a cluster: its Secret <cluster>-app."""
+    ssl_mode: Literal["disable", "allow", "prefer", "require", "verify-ca", "verify-full"] = (
+        "prefer"
+    )
+    """How the connection is protected, as libpq's sslmode. Default: prefer."""
+    ca_secret: CaSecretRef | None = None
+    """Secret whose key `ca.crt` holds the certificates that the server is verified by."""
+
+
+class Import(Model):
+    """Data of another server that a new cluster begins with: dumped there, restored here."""
+
+    source: ImportSource
+    """The server that the data comes from."""
+    databases: tuple[DatabaseName, ...] = atomic_list(max_items=100)
+    """Databases to take over. Default: those of `spec.databases`."""
+    roles: bool = True
+    """Whether the source's roles are made, with their memberships and settings, and with their passwords where the login may read them. No superuser is made: one of the source becomes a role that cannot log in. Default: true."""
+    schema_only: bool = False
+    """Whether only definitions are taken over and no rows. Default: false."""
+    exclude_schemas: tuple[Line, ...] = atomic_list(max_items=100)
+    """Schemas to leave out, as patterns of `pg_dump --exclude-schema`."""
+    exclude_tables: tuple[Line, ...] = atomic_list(max_items=100)
+    """Tables to leave out, as patterns of `pg_dump --exclude-table`."""
+    jobs: int = Field(default=2, ge=1, le=32)
+    """How many tables are copied at once. Default: 2."""
+
+
+class Bootstrap(Model):
+    """What a new cluster begins with."""
+
+    import_: Import | None = Field(default=None, alias="import")
+    """Data of another server, taken over once, before the cluster serves. It can be corrected until that is done, and removed afterwards. Default: the cluster begins empty."""
+
+
 class User(Model):
     """A role that is to exist and may log in."""
 
@@ -309,7 +386,7 @@ class Tls(Model):
     """Secret of type kubernetes.io/tls with the certificate that the pools show to clients (`tls.crt`, `tls.key`, and `ca.crt` unless clients know who has signed it); changes of it are followed. Default: the operator makes and renews one."""
     issuer_ref: IssuerRef | None = None
     """Issuer of cert-manager that makes the certificate which the pools show to clients."""
-    dns_names: tuple[HostName, ...] = atomic_list(max_items=50)
+    dns_names: tuple[DnsName, ...] = atomic_list(max_items=50)
     """Further names for the certificates that clients see, such as that of a load balancer. Those of the Services are always in it."""
 
 
@@ -361,6 +438,11 @@ def _has_initdb(it: str) -> str:
     return f"(has({it}.postgres) && has({it}.postgres.initdb))"
 
 
+def _has_import(it: str) -> str:
+    # A word that CEL keeps for itself is written with underscores around it.
+    return f"(has({it}.bootstrap) && has({it}.bootstrap.__import__))"
+
+
 def _free_role(it: str) -> str:
     reserved = ", ".join(f"'{role}'" for role in names.RESERVED_ROLES)
     return f"!({it} in [{reserved}]) && !{it}.startsWith('pg_')"
@@ -378,9 +460,24 @@ class PgClusterSpec(Model):
         ),
         Rule(
             " == ".join(_or_default("version", "17")),
-            "spec.postgres.version cannot change in place: make a new cluster of that version and"
-            " move the data",
+            "spec.postgres.version cannot change in place: make a new cluster of that version that"
+            " takes the data over, by spec.bootstrap.import.source.cluster (docs/import.md)",
             ".postgres.version",
+        ),
+        Rule(
+            f"!{_has_import('self')} || {_has_import('oldSelf')}",
+            "spec.bootstrap.import can be set only when the cluster is made",
+            ".bootstrap",
+        ),
+        Rule(
+            f"!{_has_import('self')} || !has(self.bootstrap.__import__.databases) ||"
+            " self.bootstrap.__import__.databases.all(d, !(d in ["
+            + ", ".join(f"'{database}'" for database in names.RESERVED_DATABASES)
+            + "]) && !d.endsWith('_ro'))",
+            "spec.bootstrap.import.databases must not name a database that every cluster has ("
+            + ", ".join(names.RESERVED_DATABASES)
+            + "), nor end in _ro, which the read-only pool uses",
+            ".bootstrap",
         ),
         Rule(
             "!has(self.replication) || !has(self.replication.synchronous) ||"
@@ -426,6 +523,8 @@ class PgClusterSpec(Model):
     """PostgreSQL itself."""
     storage: Storage
     """The volumes of an instance."""
+    bootstrap: Bootstrap = Bootstrap()
+    """What a new cluster begins with. Default: nothing but its databases and users."""
     replication: Replication = Replication()
     """Replication between the instances."""
     failover: Failover = Failover()
@@ -490,7 +589,7 @@ class Member(Model):
     up_to_date: bool | None = None
     """Whether it runs as the spec asks for; false for one that a rolling change has yet to come to."""
     progress: str | None = None
-    """How far a clone has come."""
+    """How far a clone or an import has come."""
 
 
 class Pooler(Model):
@@ -614,6 +713,11 @@ class PgClusterStatus(Model):
     """Value of annotation pgcluster.dev/switchover that was last dealt with: each is done once."""
     failovers: tuple[FailoverRecord, ...] = atomic_list(max_items=10)
     """The last ten changes of primary, newest first."""
+    imported_at: str | None = None
+    """When the import of `spec.bootstrap.import` was complete."""
+
+
+_IMPORTED = "(has(self.status) && has(self.status.importedAt))"
 
 
 class PgCluster(Model):
@@ -629,6 +733,19 @@ class PgCluster(Model):
             "self.metadata.name.matches('^[a-z]([-a-z0-9]*[a-z0-9])?$')",
             "metadata.name must start with a letter and have only lower-case letters, digits and"
             " hyphens: Services are named after it",
+        ),
+        Rule(
+            f"!{_has_import('oldSelf.spec')} || ({_IMPORTED} ?"
+            f" !{_has_import('self.spec')} ||"
+            " self.spec.bootstrap.__import__ == oldSelf.spec.bootstrap.__import__ :"
+            f" {_has_import('self.spec')})",
+            "spec.bootstrap.import is fixed once the import is complete, and can be removed only"
+            " then",
+        ),
+        Rule(
+            f"!{_has_import('self.spec')} || !has(self.spec.bootstrap.__import__.source.cluster) ||"
+            " self.spec.bootstrap.__import__.source.cluster != self.metadata.name",
+            "spec.bootstrap.import.source.cluster must be another cluster",
         ),
     )
 
@@ -694,6 +811,37 @@ def users(cluster: PgCluster) -> tuple[User, ...]:
     if owner.password_secret is None:
         found[owner.name] = owner.model_copy(update={"password_secret": default})
     return tuple(found.values())
+
+
+def import_config(cluster: PgCluster) -> agents.ImportConfig | None:
+    """What to take over and from where, with everything that is left to a default."""
+    wanted = cluster.spec.bootstrap.import_
+    if wanted is None:
+        return None
+    source = wanted.source
+    host, secret = source.host, source.password_secret
+    if source.cluster is not None:
+        host = f"{names.service_primary(source.cluster)}.{cluster.namespace}.svc"
+        secret = secret or SecretRef(name=names.secret_app(source.cluster))
+    if host is None or secret is None:
+        return None  # the API server has let nothing of the kind through
+    declared = cluster.spec.databases or (cluster.spec.application,)
+    return agents.ImportConfig(
+        source=agents.ImportSourceConfig(
+            host=host,
+            port=source.port,
+            user=source.user,
+            password_secret=secret.name,
+            ssl_mode=source.ssl_mode,
+            ca_secret=source.ca_secret.name if source.ca_secret else None,
+        ),
+        databases=wanted.databases or tuple(database.name for database in declared),
+        roles=wanted.roles,
+        schema_only=wanted.schema_only,
+        exclude_schemas=wanted.exclude_schemas,
+        exclude_tables=wanted.exclude_tables,
+        jobs=wanted.jobs,
+    )
 
 
 def to_config(
@@ -762,6 +910,7 @@ def to_config(
             for user in users(cluster)
         ),
         read_only_pool=spec.pgbouncer.read_only_pool,
+        bootstrap_import=import_config(cluster),
         paused=spec.paused,
         switchover=orders.switchover,
         restart=orders.restart,

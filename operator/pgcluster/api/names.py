@@ -99,12 +99,14 @@ SCHEMA = "pgcluster"  # our functions, in database "postgres"
 RESERVED_ROLES = ("postgres", ROLE_REPMGR, ROLE_POOLER, "pgbouncer", "pgbouncer_stats")
 RESERVED_DATABASES = ("postgres", "template0", "template1", DB_REPMGR, "pgbouncer")
 READ_ONLY_SUFFIX = "_ro"
+IMPORT_PREFIX = "pgcluster_import_"  # of a database that is not complete yet
 APPLICATION_POOLER = "pgcluster-pooler"  # of the connections by which poolers are heard
 
 # --- paths in a postgres pod ------------------------------------------------------------------
 VOLUME = "/var/lib/pgcluster"  # the instance's volume
 PGDATA = f"{VOLUME}/pgdata"
 VOLUME_LOCK = f"{VOLUME}/.lock"
+IMPORT_DIR = f"{VOLUME}/import"  # what is taken over from elsewhere, on its way
 WAL_VOLUME = "/var/lib/pgcluster-wal"  # mounted only with spec.storage.walSize
 RUN = "/run/pgcluster"  # emptyDir: sockets and rendered configuration
 AGENT_SOCKET = f"{RUN}/agent.sock"
@@ -128,6 +130,7 @@ TRIAL_CONF = f"{RUN}/postgresql.trial.conf"  # settings that postgres is asked a
 GOOD_PARAMETERS = f"{VOLUME}/.parameters.json"  # those of the last start that succeeded
 ENV_ASKED_BY = "PGCLUSTER_ASKED_BY"  # of repmgr's commands for a peer: which instance asks
 ENV_CLIENT_CERTIFICATE = ("PGSSLCERT", "PGSSLKEY")  # libpq's, for a person's shell in the pod
+IMPORT_CA = f"{RUN}/import-ca.crt"  # what the server is proven by that an import reads
 AGENT_CLIENT = "/usr/local/bin/pgcluster-event"  # repmgr's commands call it
 
 # --- mounts shared by the pods ----------------------------------------------------------------

@@ -73,6 +73,14 @@ class HandoverReport(_Report):
         return self.state in ("checking", "holding", "stopping")
 
 
+class ImportReport(_Report):
+    """How far a new cluster's primary is with the data that it takes over from elsewhere."""
+
+    state: Literal["running", "failed", "done"]
+    reason: str = ""  # of a failure: what hindered it last
+    at: str | None = None  # when it was done, RFC 3339 UTC
+
+
 class InstanceReport(_Report):
     """One instance as its agent sees it."""
 
@@ -110,6 +118,7 @@ class InstanceReport(_Report):
     # It has its certificates, and serves TLS; never so for an agent of a version without
     tls: bool = False
     promotion: PromotionPhases | None = None
+    importing: ImportReport | None = None  # primary only, where the spec wants an import
     handover: HandoverReport | None = None  # the last one that it began or refused
     # Declared users and databases that could not be made: name → reason (primary only)
     failed_objects: dict[str, str] = {}

@@ -120,6 +120,18 @@ HostName = Annotated[
             "type": "string",
             "minLength": 1,
             "maxLength": 253,
+            "pattern": r"^[A-Za-z0-9]([A-Za-z0-9.:-]*[A-Za-z0-9])?$",
+        }
+    ),
+]
+# Of a certificate: the first part may stand for any.
+DnsName = Annotated[
+    str,
+    WithJsonSchema(
+        {
+            "type": "string",
+            "minLength": 1,
+            "maxLength": 253,
             "pattern": r"^(\*\.)?[a-z0-9]([-a-z0-9]*[a-z0-9])?(\.[a-z0-9]([-a-z0-9]*[a-z0-9])?)*$",
         }
     ),

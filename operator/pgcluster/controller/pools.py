@@ -41,6 +41,9 @@ def target(observed: Observed, *, staying: int) -> render.PoolTarget | None:
     report = primary.report
     if report is None or report.timeline is None:
         return None
+    if report.importing is not None and report.importing.state != "done":
+        # Clients wait at the pools until everything is there.
+        return None
     standbys = tuple(
         pod.address
         for pod in observed.pods

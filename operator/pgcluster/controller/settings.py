@@ -12,6 +12,9 @@ from pgcluster.api import names
 from pgcluster.api.errors import FatalError
 from pgcluster.controller.prerequisites import Catalog
 
+# Majors that deploy/images has a suite of Debian for, with repmgr.
+_MAJORS = ("15", "17")
+
 
 @dataclass(frozen=True, slots=True)
 class Settings:
@@ -27,7 +30,7 @@ class Settings:
         """Read the variables that deploy/operator sets; FatalError for one that makes no sense."""
         version = pgcluster.__version__
         text = environment.get("PGCLUSTER_POSTGRES_IMAGES")
-        images = {"17": f"{names.IMAGES}/postgres:17-{version}"}
+        images = {major: f"{names.IMAGES}/postgres:{major}-{version}" for major in _MAJORS}
         if text:
             try:
                 images = {str(major): str(image) for major, image in json.loads(text).items()}

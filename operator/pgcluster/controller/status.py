@@ -111,7 +111,13 @@ def compute(
         last_switchover=known.last_switchover if changing is None else changing.record,
         switchover_request=known.switchover_request if changing is None else changing.handled,
         failovers=records,
+        imported_at=_imported_at(observed) or known.imported_at,
     )
+
+
+def _imported_at(observed: Observed) -> str | None:
+    report = observed.primary.report if observed.primary else None
+    return report.importing.at if report is not None and report.importing is not None else None
 
 
 def _reports_by_age(observed: Observed) -> Iterable[tuple[str, PoolerReport]]:
@@ -145,7 +151,9 @@ class _Situation:
         """Whether it has never been complete, so that what is missing was never there."""
         ready = next((x for x in self.known.conditions if x.type == c.READY), None)
         return ready is None or (
-            ready.status != "True" and ready.reason in (c.BOOTSTRAPPING, c.CREATING, *_BLOCKED)
+            ready.status != "True"
+            and ready.reason
+            in (c.BOOTSTRAPPING, c.CREATING, c.IMPORTING, c.IMPORT_FAILED, *_BLOCKED)
         )
 
     def _full_primary(self) -> str | None:
@@ -179,6 +187,8 @@ class _Situation:
             return False, *self.outcome.sleeping
         if full := self._full_primary():
             return False, c.DISK_FULL, full
+        if importing := self._importing():
+            return False, *importing
         if self.primary is None:
             if self.outcome.blocked and not self.observed.system_identifier:
                 return False, *self.outcome.blocked
@@ -192,6 +202,24 @@ class _Situation:
         if self._new:
             return False, c.CREATING, missing[1]
         return False, *missing
+
+    def _importing(self) -> tuple[str, str] | None:
+        """What the primary takes over before it serves: reason and message; None where nothing."""
+        holder = self.observed.primary
+        report = holder.report.importing if holder and holder.report else None
+        if holder is None or report is None or report.state == "done":
+            return None
+        if report.state == "failed":
+            return (
+                c.IMPORT_FAILED,
+                f"the import has failed: {report.reason}. {holder.name} tries it again from the"
+                " beginning; clients of the pools wait",
+            )
+        return (
+            c.IMPORTING,
+            f"{holder.name} takes the data over that spec.bootstrap.import names; clients of the"
+            " pools wait",
+        )
 
     def _without_primary(self) -> tuple[str, str]:
         doing = "; ".join(f"{m.pod}: {_doing(m)}" for m in self.members)
@@ -368,6 +396,9 @@ class _Situation:
         rolling = self.outcome.rolling
         if rolling is not None and isinstance(rolling.step, rollout.Stopped):
             return c.STALLED, True, c.ROLLOUT_STOPPED, rolling.step.reason
+        importing = self._importing()
+        if importing is not None and importing[0] == c.IMPORT_FAILED:
+            return c.STALLED, True, *importing
         refused = [member for member in self.members if member.state == "refused"]
         if full := self._full_primary():
             return c.STALLED, True, c.DISK_FULL, full

@@ -144,7 +144,9 @@ class Agent:
         ended, _ = await asyncio.wait(
             [*background, loop, stop], return_when=asyncio.FIRST_COMPLETED
         )
-        broken = [task for task in ended if task is not stop]
+        # The loop ends by itself when it is to.
+        expected = {stop, loop} if self._stopping.is_set() else {stop}
+        broken = [task for task in ended if task not in expected]
         for task in broken:
             error = None if task.cancelled() else task.exception()
             log.critical("%s ended: please report it", task.get_name(), exc_info=error)

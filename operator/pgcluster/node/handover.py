@@ -35,10 +35,14 @@ _ANNOUNCED_S = 10.0
 _ANSWER_S = 1.0
 # `repmgr standby switchover --dry-run` on the target, and the way there.
 _REHEARSAL_S = 17.0
+# Giving up now costs clients more than asking once more: postgres would have to start again.
 _COMPLETE_S = 0.6
+_COMPLETE_ASKED = 2
 # A checkpoint this short leaves little for the shutdown to write; one more makes it so.
 _SHORT_CHECKPOINT_S = 0.5
 _CHECKPOINTS = 3
+_CHOICES = 3
+_ASK_AGAIN_S = 0.2
 _ORDERED_CHECKPOINT_S = 300.0
 _HURRIED_CHECKPOINT_S = 30.0
 # Nobody but this starts postgres while the stop lasts.
@@ -258,25 +262,31 @@ class Handover:
 
     async def _give(self, target: str | None, *, rehearse: bool) -> str:
         instance = self._instance
-        choice = await self._choose(target)
-        if choice.pod is None:
-            raise Abandoned(choice.reason, begun=False)
-        successor = choice.pod
+        successor = await self._successor(target)
         self._say("checking", target=successor)
         if rehearse:
             await self._rehearse(successor)
         await self._checkpoint(_ORDERED_CHECKPOINT_S if rehearse else _HURRIED_CHECKPOINT_S)
         # What was true before a rehearsal and a checkpoint may be so no more.
-        again = await self._choose(successor)
-        if again.pod is None:
-            raise Abandoned(again.reason, begun=False)
-        self._say("holding")
+        successor = await self._successor(successor if rehearse else target)
+        self._say("holding", target=successor)
         announced_s = await self._announce(successor)
         if monotonic_s() - announced_s > _ANNOUNCED_S or not instance.lease.holding():
             raise Abandoned("it took too long to hold the pools", begun=True)
         self._say("stopping")
         await self._stop(successor)
         return successor
+
+    async def _successor(self, target: str | None) -> str:
+        """Who takes over; asked again where nobody can, since an answer may be lost."""
+        for _ in range(_CHOICES - 1):
+            if (choice := await self._choose(target)).pod is not None:
+                return choice.pod
+            await asyncio.sleep(_ASK_AGAIN_S)
+        choice = await self._choose(target)
+        if choice.pod is None:
+            raise Abandoned(choice.reason, begun=False)
+        return choice.pod
 
     async def _choose(self, target: str | None) -> Choice:
         instance = self._instance
@@ -384,10 +394,11 @@ class Handover:
         in that very moment.
         """
         body = {"timeline": point.timeline, "lsn": str(point.lsn)}
-        with contextlib.suppress(RetryError):
-            answer = await self._instance.members.request(
-                successor, "/complete", body, deadline_s=_COMPLETE_S
-            )
-            refused = answer.get("refused")
-            return f"{successor}: {refused}" if refused else None
+        for _ in range(_COMPLETE_ASKED):
+            with contextlib.suppress(RetryError):
+                answer = await self._instance.members.request(
+                    successor, "/complete", body, deadline_s=_COMPLETE_S
+                )
+                refused = answer.get("refused")
+                return f"{successor}: {refused}" if refused else None
         return f"{successor} did not answer whether it has received everything"

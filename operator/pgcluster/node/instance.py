@@ -25,6 +25,7 @@ from pgcluster.node import files
 from pgcluster.node.certificates import Certificates
 from pgcluster.node.duties import Duties
 from pgcluster.node.events import Events
+from pgcluster.node.importing import Importing
 from pgcluster.node.lease import LeaseKeeper
 from pgcluster.node.members import Members
 from pgcluster.node.parameters import Parameters
@@ -135,6 +136,13 @@ class Instance:
             self.repmgrd, self.duties.repmgr_database, epoch=lambda: self.lease.epoch
         )
         self.events = Events(client, self.me, self.registry)
+        self.importing = Importing(
+            client,
+            lambda: self.config,
+            post=lambda reason, note, normal: self.events.post(
+                self.config, reason, note, normal=normal
+            ),
+        )
         self.poolers = Poolers(
             client, self.server.local, cluster=settings.cluster, namespace=settings.namespace
         )
@@ -189,6 +197,8 @@ class Instance:
                 "start_failed": self.failed_starts[-1]
                 if len(self.failed_starts) >= _FAILED_STARTS
                 else None,
+                "progress": told.progress or self.importing.progress,
+                "importing": self.importing.report if self.standing.primary else None,
             }
         )
 
@@ -197,6 +207,8 @@ class Instance:
         if self.leaving():
             return False, "shutting down"
         ready, why = self.standing.ready(self.config.failover.maximum_lag_bytes)
+        if ready and self.standing.primary and (hinders := self.importing.hinders):
+            return False, hinders
         if ready and self.space.full is not None and not self.standing.primary:
             # It falls down again and again as it receives; readers are not to fall with it.
             return False, f"volume {self.space.full} is full"
@@ -261,6 +273,7 @@ class Instance:
         self.in_service = False
         if was_primary and checkpoint:
             await self.server.checkpoint()
+        await self.importing.close()
         await self.duties.close()
         await self.server.stop()
         self.rest(await self.server.control())
@@ -278,6 +291,7 @@ class Instance:
     async def stop_at_once(self) -> None:
         """A stop that waits for nobody; the next start recovers."""
         self.in_service = False
+        self.importing.abandon()
         await self.duties.close()
         await self.server.stop(fast=False)
         self.rest(await self.server.control())
@@ -398,7 +412,7 @@ class Instance:
     async def point_pools(self) -> bool:
         """Tell the pools that this instance is the primary; True where that was news to them."""
         seen = self.standing.observed
-        if seen is None:
+        if seen is None or not await self.importing.complete():
             return False
         # From before the request: the poolers may act on it before its answer is here.
         sent_at = utc_now()

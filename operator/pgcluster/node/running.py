@@ -152,7 +152,8 @@ class Running:
         await instance.keep_repmgrd()
         await duties.drop_stale_slots()
         await instance.server.data.remove_aside()
-        await duties.ensure_declared()
+        if await instance.importing.see_to():
+            await duties.ensure_declared()
         instance.standing.failed_objects = duties.failed_objects
         instance.standing.registered = True
         instance.say("running", "primary")
@@ -183,6 +184,7 @@ class Running:
         if lease is None:
             return _WAITING_CYCLE_S
         instance.server.fence.disarm()
+        await instance.importing.watch()
         now_s = monotonic_s()
         if instance.lease.holding():
             return await self._promote_when_due(now_s)

@@ -120,6 +120,13 @@ class Admin:
         """RECONNECT: no server connection is used again, nor what was known of the server."""
         await self._query(f"RECONNECT {_identifier(database)}")
 
+    async def set(self, key: str, value: str) -> None:
+        """SET: one setting, in force at once; Refused, and nothing has changed, where it is wrong.
+
+        Lost with the process, and with the next RELOAD of a file that says otherwise.
+        """
+        await self._query(f"SET {key} = {_literal(value)}")
+
     async def reload(self) -> None:
         """RELOAD. Before 1.25 it says yes to a broken file too: look at what is in force."""
         await self._query("RELOAD")
@@ -183,3 +190,8 @@ class Admin:
 def _identifier(database: str) -> str:
     """The console's parser knows SQL's quoted identifiers."""
     return '"' + database.replace('"', '""') + '"'
+
+
+def _literal(value: str) -> str:
+    """And SQL's quoted strings."""
+    return "'" + value.replace("'", "''") + "'"

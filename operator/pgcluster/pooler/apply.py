@@ -57,11 +57,13 @@ class Applier:
         """Put `pgbouncer.ini` in force; returns the settings that wait for a restart."""
         before = self._files.settings()
         try:
+            shown = await self._admin.config()
             if text == before:
                 # What pgbouncer was started with, most likely: look before it is told anything.
-                wrong, waiting = _compare_settings(settings_of(text), await self._admin.config())
+                wrong, waiting = _compare_settings(settings_of(text), shown)
                 if not wrong:
                     return waiting
+            await self._try(settings_of(text), shown)
             self._files.write_settings(text)
             await self._reload()
             wrong, waiting = _compare_settings(settings_of(text), await self._admin.config())
@@ -85,6 +87,30 @@ class Applier:
         await self._reload()
         self._certificates_due = False
         return True
+
+    async def _try(self, wanted: dict[str, str], shown: dict[str, Setting]) -> None:
+        """Set what is to change one by one; NotAccepted at the first that is refused.
+
+        A RELOAD that comes to a wrong line leaves all that stands behind it at pgbouncer's own
+        defaults, the pool mode too: its clients would lose what they had prepared.
+        """
+        changed = {
+            key: value
+            for key, value in wanted.items()
+            if key in shown and shown[key].changeable and not _same(value, shown[key].value)
+        }
+        tried: list[str] = []
+        try:
+            for key, value in changed.items():
+                tried.append(key)
+                await self._admin.set(key, value)
+        except Refused as refusal:
+            for key in tried[:-1]:
+                await self._admin.set(key, shown[key].value)
+            raise NotAccepted(
+                f"pgbouncer did not take the settings: {tried[-1]}"
+                f" may not be {changed[tried[-1]]!r}: {refusal}"
+            ) from refusal
 
     async def users(self) -> bool:
         """Bring the Secret's passwords into force; whether there was anything to do."""

@@ -32,6 +32,11 @@ def verifier(password: str, *, salt: bytes | None = None, iterations: int = ITER
     return f"SCRAM-SHA-256${iterations}:{text(salt)}${text(stored)}:{text(server)}"
 
 
+def is_verifier(stored: str) -> bool:
+    """Whether a role can log in by it where SCRAM is asked for; an MD5 hash is none."""
+    return _VERIFIER.fullmatch(stored) is not None
+
+
 def matches(password: str, stored: str | None) -> bool:
     """Whether `stored`, as in pg_authid.rolpassword, is a verifier of `password`.
 

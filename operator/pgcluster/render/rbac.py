@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from pgcluster.api import names
-from pgcluster.api.models import PgCluster, users
+from pgcluster.api.models import PgCluster, import_config, users
 from pgcluster.render.metadata import Manifest, metadata
 
 _RBAC = "rbac.authorization.k8s.io"
@@ -44,6 +44,9 @@ def _node_rules(cluster: PgCluster) -> list[Manifest]:
         _rule("events.k8s.io", "events", [], ("create",)),
     ]
     passwords = {user.password_secret.name for user in users(cluster) if user.password_secret}
+    if taken_over := import_config(cluster):
+        source = taken_over.source
+        passwords |= {source.password_secret, *filter(None, (source.ca_secret,))}
     # Whoever reads one of those can make himself an instance, or a pooler.
     passwords -= {names.secret_ca(name), names.secret_pool_ca(name), names.secret_pool_tls(name)}
     if passwords:

@@ -37,7 +37,7 @@ class Rules:
     """What the cluster demands of its next primary.
 
     `members` is how many instances it has; `forced` the one that a person has named to be promoted
-    whatever is missing.
+    whatever is missing; `holder` who has the Lease by name, though it has run out.
     """
 
     members: int
@@ -45,6 +45,7 @@ class Rules:
     maximum_lag_bytes: int
     quorums: tuple[Quorum, ...] | None = ()
     forced: str | None = None
+    holder: str = ""
 
     @classmethod
     def of(
@@ -63,6 +64,7 @@ class Rules:
             maximum_lag_bytes=maximum_lag_bytes,
             quorums=record.quorums,
             forced=forced[0] if forced and forced[1] == record.epoch else None,
+            holder=record.holder,
         )
 
 
@@ -158,7 +160,9 @@ def elect(
     """Choose among the instances that answered (pod name → candidate), the caller included.
 
     Invariant: nobody who is unfit. Among the rest the most advanced (timeline, then position), then
-    the lowest ordinal, so that every agent that sees the same candidates chooses the same.
+    the lowest ordinal, so that every agent that sees the same candidates chooses the same. Before
+    that comes who has the Lease by name, such as one that has never heard the answer to its
+    request: the others do not ask it, and may not be able to go on without it.
     `patient`: an instance that is still reading its WAL, and may have more, is waited for.
     """
     late = [pod for pod, each in sorted(candidates.items()) if not (each.exact or each.barred)]
@@ -166,14 +170,14 @@ def elect(
         return NoElection(f"{late[0]} is still reading its WAL")
     reasons = {pod: unfit(pod, candidates, rules) for pod in sorted(candidates)}
     fit = [
-        (each.point, -names.ordinal(pod), pod)
+        (each.point, pod == rules.holder, -names.ordinal(pod), pod)
         for pod, each in candidates.items()
         if reasons[pod] is None and each.point is not None
     ]
     if rules.forced is not None:
-        fit = [each for each in fit if each[2] == rules.forced]
+        fit = [each for each in fit if each[-1] == rules.forced]
     if not fit:
         told = "; ".join(f"{pod}: {reason}" for pod, reason in reasons.items() if reason)
         return NoElection(f"no instance may become primary ({told or 'none answers'})")
-    point, _, pod = max(fit)
+    point, _, _, pod = max(fit)
     return Elected(pod, f"{pod} is the most advanced of {len(candidates)} ({point})")

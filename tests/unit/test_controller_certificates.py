@@ -369,6 +369,20 @@ async def test_applications_are_told_of_new_authorities_by_their_secret(kube: Fa
     assert await reconcile(kube, today) == []
 
 
+async def test_what_does_not_belong_into_a_secret_goes_once(kube: FakeKube) -> None:
+    today = Today()
+    await reconcile(kube, today)
+    for each in ("server", "pool-tls"):
+        secret = kube.find(SECRETS, f"shop-{each}")
+        assert secret
+        secret["data"]["more"] = b64encode(b"x").decode()
+    assert await reconcile(kube, today) == [
+        "update secrets/shop-server",
+        "update secrets/shop-pool-tls",
+    ]
+    assert await reconcile(kube, today) == []
+
+
 async def test_a_renewal_keeps_what_others_wrote_on_the_secret(kube: FakeKube) -> None:
     today = Today()
     await reconcile(kube, today)

@@ -260,7 +260,9 @@ async def publish(client: KubeClient, observed: Observed, cluster: PgCluster, tr
     held = content_of(live)
     content = published(held, cluster, trust)
     if content != held:
-        await _renew(client, live, content)
+        # A value that is no text is the user's too, and stays.
+        others = {key: value for key, value in live["data"].items() if key not in content}
+        await _renew(client, live, content, keep=others)
 
 
 async def write(client: KubeClient, applier: Applier, wanted: Wanted) -> None:
@@ -278,11 +280,17 @@ async def write(client: KubeClient, applier: Applier, wanted: Wanted) -> None:
         log.info("certificates: %s", wanted.reason)
 
 
-async def _renew(client: KubeClient, live: Manifest, content: Mapping[str, str]) -> None:
+async def _renew(
+    client: KubeClient,
+    live: Manifest,
+    content: Mapping[str, str],
+    *,
+    keep: Mapping[str, str] | None = None,
+) -> None:
+    """`keep` is what stays beside the content, as the API has it."""
     data = {key: b64encode(value.encode()).decode() for key, value in content.items()}
     try:
-        # A value that is no text is the user's, and stays.
-        await client.replace(SECRETS, {**live, "data": {**(live.get("data") or {}), **data}})
+        await client.replace(SECRETS, {**live, "data": {**(keep or {}), **data}})
         log.info("wrote Secret %s", live["metadata"]["name"])
     except Conflict as error:
         raise RetryError("the certificates changed meanwhile", delay_s=0.5) from error

@@ -11,8 +11,14 @@ from pathlib import Path
 
 import pytest
 
+from pgcluster.api import names
+from pgcluster.api.config import TlsConfig
+from pgcluster.controller.certificates import Certificates
+from pgcluster.node.certificates import Certificates as NodeCertificates
 from pgcluster.postgres import roles
-from tests.data.pool import PASSWORD, Pool
+from pgcluster.render import postgres as render_postgres
+from tests.data import pki
+from tests.data.pool import CONFIG, PASSWORD, Pool
 from tests.data.servers import Postgres, as_user, binaries, eventually, free_port, own, pgbouncers
 
 PRIMARY, STANDBY = "127.77.0.1", "127.77.0.2"
@@ -25,6 +31,35 @@ def directory() -> Iterator[Path]:
     own(path)
     yield path
     shutil.rmtree(path, ignore_errors=True)
+
+
+@pytest.fixture(scope="session")
+def authorities() -> tuple[Certificates, Certificates]:
+    """What the instances have, and what the pools show."""
+    return pki.issue(pki.OF_INSTANCES), pki.issue(pki.OF_POOLS)
+
+
+def encrypted(server: Postgres, directory: Path, made: Certificates) -> None:
+    """Mount a server's certificates, and have it serve TLS as an instance does."""
+    pod = server.data.parent.name
+    server_folder = pki.mount(directory / f"{pod}-server", made.leaves[pki.SERVER])
+    client_folder = pki.mount(directory / f"{pod}-client", made.leaves[pki.CLIENT])
+    taken = NodeCertificates(
+        server=server_folder,
+        client=client_folder,
+        server_pem=server.data.parent / "server.pem",
+        client_pem=server.data.parent / "client.pem",
+        ca_pem=server.data.parent / "ca.pem",
+    )
+    taken.require()
+    config = CONFIG.model_copy(update={"tls": TlsConfig()})
+    server.settings = {
+        key: value.replace(names.RUN, str(server.data.parent))
+        for key, value in render_postgres.encryption(config).items()
+    }
+    # The agent runs as postgres does; here it may be root.
+    for path in server.data.parent.glob("*.pem"):
+        own(path)
 
 
 @pytest.fixture(scope="session")
@@ -55,13 +90,16 @@ def template() -> Iterator[Path]:
 
 
 @pytest.fixture
-def primary(template: Path, directory: Path) -> Iterator[Postgres]:
+def primary(
+    template: Path, directory: Path, authorities: tuple[Certificates, Certificates]
+) -> Iterator[Postgres]:
     """A primary."""
     programs = binaries()
     assert programs
     server = Postgres(programs, directory / "primary", PRIMARY, free_port())
     try:
         server.copy(template)
+        encrypted(server, directory, authorities[0])
         server.start()
         yield server
     finally:
@@ -69,13 +107,16 @@ def primary(template: Path, directory: Path) -> Iterator[Postgres]:
 
 
 @pytest.fixture
-def standby(primary: Postgres, directory: Path) -> Iterator[Postgres]:
+def standby(
+    primary: Postgres, directory: Path, authorities: tuple[Certificates, Certificates]
+) -> Iterator[Postgres]:
     """A standby that streams from the primary."""
     programs = binaries()
     assert programs
     server = Postgres(programs, directory / "standby", STANDBY, primary.port)
     try:
         server.clone(primary)
+        encrypted(server, directory, authorities[0])
         server.start()
         eventually(
             lambda: primary.query("SELECT state FROM pg_stat_replication") == [("streaming",)],
@@ -88,7 +129,11 @@ def standby(primary: Postgres, directory: Path) -> Iterator[Postgres]:
 
 
 @pytest.fixture(params=pgbouncers() or [None], ids=str)
-def pool(request: pytest.FixtureRequest, directory: Path) -> Iterator[Pool]:
+def pool(
+    request: pytest.FixtureRequest,
+    directory: Path,
+    authorities: tuple[Certificates, Certificates],
+) -> Iterator[Pool]:
     """A pooler without processes yet."""
     if request.param is None:
         pytest.fail("pgbouncer is not installed: apt-get install pgbouncer")
@@ -98,6 +143,7 @@ def pool(request: pytest.FixtureRequest, directory: Path) -> Iterator[Pool]:
     version = re.search(r"PgBouncer (\d+)\.(\d+)", said)
     assert version, said
     made = Pool(request.param, (int(version[1]), int(version[2])), directory_in(directory))
+    made.certify(authorities[1], authorities[0].bundle)
     try:
         yield made
     finally:

@@ -18,12 +18,15 @@ from pathlib import Path
 import psycopg
 
 from pgcluster.api import names
-from pgcluster.api.config import ClusterConfig, DatabaseConfig
+from pgcluster.api.config import ClusterConfig, DatabaseConfig, TlsConfig
+from pgcluster.controller.certificates import Certificates
 from pgcluster.render import pgbouncer as render
+from tests.data import pki
 from tests.data.servers import DEADLINE_S, Postgres, Process, eventually, free_port, own
 
 PASSWORD = "app-password"
 ADDRESS = "127.77.0.9"
+HOST = "shop.default.svc"
 CONFIG = ClusterConfig(
     name="shop",
     namespace="default",
@@ -51,6 +54,15 @@ class Pool:
         for key in ("auth-password", "admin-password", "stats-password"):
             own_file(secrets / key, f"{key} '\" of the test")
 
+    # --- certificates -------------------------------------------------------------------------
+
+    def certify(self, shown: Certificates, server_ca: str) -> None:
+        """Mount what clients see, and whom the pool believes."""
+        content = {**shown.leaves[pki.POOL], names.SERVER_CA_KEY: server_ca}
+        pki.mount(self.directory / "certificates", content)
+        own_file(self.directory / "ca.crt", shown.bundle)
+        (self.directory / "ca.crt").chmod(0o644)
+
     # --- the API ------------------------------------------------------------------------------
 
     def show(self, **changes: object) -> None:
@@ -60,7 +72,7 @@ class Pool:
 
     def settings(self, **parameters: str) -> str:
         """pgbouncer.ini as the operator renders it, with this test's paths and ports."""
-        text = render.pgbouncer_ini(parameters)
+        text = render.pgbouncer_ini(parameters, tls=TlsConfig())
         text = text.replace(names.PGBOUNCER_DIR, str(self.directory / "run"))
         text = text.replace("listen_addr = *", f"listen_addr = {ADDRESS}")
         text = re.sub(r"(?m)^listen_port = .*", f"listen_port = {self.port}", text)
@@ -162,6 +174,7 @@ class Pool:
             user=names.PGBOUNCER_ADMIN,
             password="admin-password '\" of the test",
             connect_timeout=5,
+            sslmode="require",
         )
         with psycopg.connect(uri, autocommit=True, row_factory=psycopg.rows.dict_row) as connection:
             cursor = connection.execute(statement.encode())
@@ -209,7 +222,8 @@ class Pool:
 
     def uri(self, database: str = "app") -> str:
         """Where clients connect to."""
-        return f"postgresql://app:{PASSWORD}@{ADDRESS}:{self.port}/{database}"
+        verified = f"hostaddr={ADDRESS}&sslmode=verify-full&sslrootcert={self.directory}/ca.crt"
+        return f"postgresql://app:{PASSWORD}@{HOST}:{self.port}/{database}?{verified}"
 
 
 @dataclass

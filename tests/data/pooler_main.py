@@ -90,6 +90,7 @@ def main() -> None:
         address="127.0.0.1",
         directory=Path(directory) / "run",
         secrets=Path(directory) / "secrets",
+        certificates=Path(directory) / "certificates",
         pgbouncer_port=int(pgbouncer_port),
         agent_port=int(agent_port),
         drain_s=3.5,

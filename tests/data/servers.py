@@ -129,6 +129,8 @@ class Postgres:
         self._directory = directory
         self.data = directory / "data"
         self._process: Process | None = None
+        # Parameters beside those of every server, such as its certificate.
+        self.settings: dict[str, str] = {}
         directory.mkdir()
         own(directory)
 
@@ -137,7 +139,7 @@ class Postgres:
         self._run("initdb", "-D", self.data, "-U", "postgres", "--auth=trust", "--no-sync")
         hba = (
             "local all all trust\nhost replication postgres 127.0.0.0/8 trust\n"
-            "host all postgres 127.0.0.0/8 trust\nhost all all all scram-sha-256\n"
+            "host all postgres 127.0.0.0/8 trust\nhostssl all all all scram-sha-256\n"
         )
         (self.data / "pg_hba.conf").write_text(hba)
 
@@ -176,6 +178,7 @@ class Postgres:
             "max_connections": "60",
             "wal_retrieve_retry_interval": "200ms",
             "shared_buffers": "16MB",
+            **self.settings,
         }
         options = [word for key, value in settings.items() for word in ("-c", f"{key}={value}")]
         self._process = Process(
@@ -204,6 +207,11 @@ class Postgres:
         ) as connection:
             cursor = connection.execute(statement.encode())
             return cursor.fetchall() if cursor.description else []
+
+    def reload(self) -> None:
+        """Have it read its configuration again."""
+        assert self._process
+        self._process.signal(signal.SIGHUP)
 
     def crash(self) -> None:
         """kill -9 of the postmaster; its children notice and end."""

@@ -18,7 +18,7 @@ from aiohttp import web
 
 from pgcluster.api import names
 from pgcluster.api.errors import RetryError
-from pgcluster.controller.certificates import SPREAD, Certificates, plan
+from pgcluster.controller.certificates import SPREAD, Certificates, Profile, plan
 from pgcluster.node import ssh
 from pgcluster.node.peers import ANSWER_BYTES, REQUEST_BYTES, Credentials, Handler, Peers, serve
 from tests.data.servers import free_port
@@ -26,15 +26,32 @@ from tests.data.servers import free_port
 HOST = "127.77.0.3"
 SHOP = names.peer_name("shop", "test")
 NOW = datetime.now(UTC)
+SECRET = names.secret_peers("shop")
 
 Start = Callable[..., Awaitable[int]]
 
 
 def issue(before: Certificates | None = None, *, name: str = SHOP, now: datetime = NOW) -> Any:
     """The two Secrets as the operator makes or renews them."""
-    ca: Mapping[str, str] = before.ca if before else {}
-    peers: Mapping[str, str] = before.peers if before else {}
-    return plan(ca, peers, cluster="shop", name=name, now=now)
+    held = before.leaves if before else {}
+    return planned(before.ca if before else {}, held, name=name, now=now)
+
+
+def planned(
+    ca: Mapping[str, str],
+    held: Mapping[str, Mapping[str, str]],
+    *,
+    name: str = SHOP,
+    now: datetime = NOW,
+) -> Certificates:
+    """What is made of what there is."""
+    profiles = {SECRET: Profile("peers", (name,), client=True)}
+    return plan(ca, held, profiles, cluster="shop", now=now)
+
+
+def content(made: Certificates) -> Mapping[str, str]:
+    """What the instances mount."""
+    return made.leaves[SECRET]
 
 
 def mount(directory: Path, data: Mapping[str, str]) -> Path:
@@ -57,7 +74,7 @@ def mount(directory: Path, data: Mapping[str, str]) -> Path:
 def mine(tmp_path: Path) -> Certificates:
     """The cluster's own, mounted in folder `shop`."""
     made: Certificates = issue()
-    mount(tmp_path / "shop", made.peers)
+    mount(tmp_path / "shop", content(made))
     return made
 
 
@@ -158,7 +175,7 @@ async def refused(port: int, context: ssl.SSLContext) -> None:
 def believing(certificates: Certificates) -> ssl.SSLContext:
     """Believes the server, so that only the server's own check can refuse."""
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
-    context.load_verify_locations(cadata=certificates.peers["ca.crt"])
+    context.load_verify_locations(cadata=content(certificates)["ca.crt"])
     return context
 
 
@@ -174,7 +191,7 @@ async def test_a_certificate_of_another_authority_is_refused_in_the_handshake(
     tmp_path: Path, mine: Certificates, start: Start
 ) -> None:
     port = await start(tmp_path / "shop")
-    theirs = mount(tmp_path / "theirs", issue().peers)
+    theirs = mount(tmp_path / "theirs", content(issue()))
     context = believing(mine)
     context.load_cert_chain(theirs / "tls.crt", theirs / "tls.key")
     await refused(port, context)
@@ -183,7 +200,7 @@ async def test_a_certificate_of_another_authority_is_refused_in_the_handshake(
 async def test_a_server_of_another_authority_is_not_believed(
     tmp_path: Path, mine: Certificates, start: Start
 ) -> None:
-    port = await start(mount(tmp_path / "theirs", issue().peers))
+    port = await start(mount(tmp_path / "theirs", content(issue())))
     with pytest.raises(RetryError, match="verif"):
         await ask(tmp_path / "shop", port)
 
@@ -193,8 +210,8 @@ async def test_the_certificate_must_be_of_this_cluster_on_both_sides(
 ) -> None:
     other = names.peer_name("other", "test")
     # Of the same authority, as if that had been stolen for another name.
-    foreign = plan(mine.ca, {}, cluster="shop", name=other, now=NOW)
-    theirs = mount(tmp_path / "theirs", foreign.peers)
+    foreign = planned(mine.ca, {}, name=other)
+    theirs = mount(tmp_path / "theirs", content(foreign))
     port = await start(tmp_path / "shop")
     with pytest.raises(RetryError, match="not one of this cluster"):
         await ask(theirs, port)
@@ -207,10 +224,10 @@ async def test_an_expired_certificate_is_refused_on_both_sides(
     tmp_path: Path, start: Start
 ) -> None:
     old = issue(now=NOW - timedelta(days=91))
-    expired = mount(tmp_path / "expired", old.peers)
+    expired = mount(tmp_path / "expired", content(old))
     renewed = issue(old)
     assert renewed.ca == old.ca
-    port = await start(mount(tmp_path / "shop", renewed.peers))
+    port = await start(mount(tmp_path / "shop", content(renewed)))
     assert await ask(tmp_path / "shop", port)
     with pytest.raises(RetryError):
         await ask(expired, port)
@@ -244,7 +261,7 @@ async def test_plain_http_and_older_tls_get_nowhere(
 async def test_renewed_certificates_are_taken_without_a_restart(
     tmp_path: Path, mine: Certificates, start: Start
 ) -> None:
-    a, b = tmp_path / "shop", mount(tmp_path / "b", mine.peers)
+    a, b = tmp_path / "shop", mount(tmp_path / "b", content(mine))
     port = await start(a)
     peers = Peers(Credentials(SHOP, b), port=port)
 
@@ -255,16 +272,16 @@ async def test_renewed_certificates_are_taken_without_a_restart(
     try:
         await both_ways()
         # A new authority: trusted first, signing later. The pods hear of it one after the other.
-        first = plan({}, mine.peers, cluster="shop", name=SHOP, now=NOW - SPREAD)
+        first = planned({}, mine.leaves, now=NOW - SPREAD)
         second = issue(first)
-        assert second.peers["tls.crt"] != mine.peers["tls.crt"]
+        assert content(second)["tls.crt"] != content(mine)["tls.crt"]
         third = issue(second, now=NOW + SPREAD)
         for step in (first, second, third):
             for directory in (a, b):
-                mount(directory, step.peers)
+                mount(directory, content(step))
                 await both_ways()
         # The former authority is out of use now, for connections of the running server, too.
-        former = mount(tmp_path / "former", {**mine.peers, "ca.crt": second.peers["ca.crt"]})
+        former = mount(tmp_path / "former", {**content(mine), "ca.crt": content(second)["ca.crt"]})
         with pytest.raises(RetryError):
             await ask(former, port)
         await both_ways()
@@ -276,9 +293,9 @@ async def test_files_that_cannot_be_read_leave_the_former_ones_in_force(
     tmp_path: Path, mine: Certificates, start: Start, caplog: pytest.LogCaptureFixture
 ) -> None:
     port = await start(tmp_path / "shop")
-    client = mount(tmp_path / "client", mine.peers)
+    client = mount(tmp_path / "client", content(mine))
     assert await ask(client, port)
-    mount(tmp_path / "shop", {**mine.peers, "tls.key": "no key"})
+    mount(tmp_path / "shop", {**content(mine), "tls.key": "no key"})
     assert await ask(client, port)
     assert await ask(client, port)
     told = [r for r in caplog.records if "cannot be read" in r.message]
@@ -295,7 +312,7 @@ async def test_without_a_mounted_secret_nobody_is_answered_until_there_is_one(
     with pytest.raises(RetryError, match="no certificate"):
         await ask(missing, port)
     assert [r for r in caplog.records if "cannot be read" in r.message]
-    mount(missing, mine.peers)
+    mount(missing, content(mine))
     assert await ask(tmp_path / "shop", port) == {"hello": "peer"}
     assert await ask(missing, port) == {"hello": "peer"}
 
@@ -436,7 +453,7 @@ async def test_ssh_tells_in_one_sentence_that_a_peer_is_not_reached(
 ) -> None:
     port, commands = asked
     shop = tmp_path / "shop"
-    theirs = mount(tmp_path / "theirs", issue().peers)
+    theirs = mount(tmp_path / "theirs", content(issue()))
     for arguments in (
         {"directory": shop, "port": free_port()},
         {"directory": tmp_path / "missing", "port": port},
@@ -472,7 +489,9 @@ async def test_ssh_of_a_stranger_is_refused_by_the_server(
     port, commands = asked
     stranger = issue()
     # It believes the server, and has a certificate of its own making.
-    directory = mount(tmp_path / "stranger", {**stranger.peers, "ca.crt": mine.peers["ca.crt"]})
+    directory = mount(
+        tmp_path / "stranger", {**content(stranger), "ca.crt": content(mine)["ca.crt"]}
+    )
     status, output, errors = await run_ssh(HOST, "/bin/true", directory=directory, port=port)
     assert (status, output) == (255, ""), errors
     assert commands == []

@@ -18,7 +18,7 @@ import psycopg
 import pytest
 
 from pgcluster.api import names
-from pgcluster.controller.certificates import plan
+from pgcluster.controller.certificates import Profile, plan
 from pgcluster.node import ssh
 from pgcluster.node.peers import Credentials, serve
 from pgcluster.node.remote import RefusedError, parse
@@ -88,9 +88,10 @@ class Site:
         script.chmod(0o755)
 
     def _make_certificates(self) -> None:
-        made = plan({}, {}, cluster="shop", name=NAME, now=datetime.now(UTC))
+        profiles = {"peers": Profile("peers", (NAME,), client=True)}
+        made = plan({}, {}, profiles, cluster="shop", now=datetime.now(UTC))
         folder = own_folder(self.directory / "peers")
-        for key, value in made.peers.items():
+        for key, value in made.leaves["peers"].items():
             (folder / key).write_text(value)
             own(folder / key)
 

@@ -130,7 +130,9 @@ def pair(template: Path, directory: Path, monkeypatch: pytest.MonkeyPatch) -> It
             "pgcluster.postgres.local.socket_conninfo",
             lambda database: f"host={socket} port={port} user=postgres dbname={database}",
         )
-        monkeypatch.setattr("pgcluster.render.repmgr.conninfo", lambda host: conninfo(host, port))
+        monkeypatch.setattr(
+            "pgcluster.render.repmgr.conninfo", lambda host, _: conninfo(host, port)
+        )
         made = Pair(primary, standby, repmgr)
         made.clone()
         yield made

@@ -143,7 +143,7 @@ def shop(namespace: Kubectl, report: Report) -> Cluster:
             postgres={
                 "version": POSTGRES_MAJOR,
                 "parameters": {"max_connections": "150", "work_mem": "8MB"},
-                "hba": ["host reports reporting 10.0.0.0/8 scram-sha-256"],
+                "hba": ["hostssl reports reporting 10.0.0.0/8 scram-sha-256"],
             },
             users=[{"name": "reporting", "passwordSecret": {"name": "reporting-login"}}],
             databases=[

@@ -46,7 +46,8 @@ def test_nobody_is_trusted_over_the_network(shop: Cluster, toolbox: Toolbox) -> 
     assert rules
     assert not [rule for rule in rules if rule[4]], rules
     assert not [rule for rule in rules if rule[3] == "trust"], rules
-    assert {rule[3] for rule in rules if rule[0].startswith("host")} <= {"scram-sha-256", "reject"}
+    assert {rule[3] for rule in rules if rule[0] == "host"} == {"reject"}
+    assert {rule[3] for rule in rules if rule[0] == "hostssl"} == {"scram-sha-256", "cert"}
     assert [rule for rule in rules if "reporting" in rule[2]], "the spec's own line is missing"
     host = f"{names.service_primary('shop')}"
     for user in ("postgres", names.ROLE_REPMGR, "app"):

@@ -136,8 +136,9 @@ def test_a_stranger_in_another_pod_is_refused(shop: Cluster, toolbox: Toolbox, k
 _OWN_CERTIFICATE = """
 import sys
 from datetime import UTC, datetime
-from pgcluster.controller.certificates import plan
-made = plan({}, {}, cluster="shop", name=sys.argv[2], now=datetime.now(UTC)).peers
+from pgcluster.controller.certificates import Profile, plan
+profiles = {"own": Profile("peers", (sys.argv[2],), client=True)}
+made = plan({}, {}, profiles, cluster="shop", now=datetime.now(UTC)).leaves["own"]
 open(sys.argv[1], "w").write(made["tls.crt"] + made["tls.key"])
 """
 
@@ -157,13 +158,14 @@ def test_the_plain_port_tells_a_stranger_nothing_of_the_data(
 
 
 def test_the_authoritys_key_is_in_no_pod(shop: Cluster) -> None:
-    secret = names.secret_ca(shop.name)
+    authorities = names.secret_ca(shop.name), names.secret_pool_ca(shop.name)
     for pod in [*shop.pods(), *shop.pods(names.COMPONENT_PGBOUNCER)]:
-        assert secret not in json.dumps(pod["spec"]), pod["metadata"]["name"]
+        for secret in authorities:
+            assert f'"{secret}"' not in json.dumps(pod["spec"]), pod["metadata"]["name"]
     agents = names.service_account_postgres(shop.name), names.pgbouncer(shop.name)
     for account in agents:
         who = f"system:serviceaccount:{shop.kubectl.namespace}:{account}"
-        for name in (secret, names.secret_peers(shop.name)):
+        for name in (*authorities, names.secret_peers(shop.name), names.secret_server(shop.name)):
             result = shop.kubectl.completed("auth", "can-i", "get", f"secret/{name}", f"--as={who}")
             assert result.stdout.strip() == "no", f"{account} may read {name}"
 

@@ -685,6 +685,7 @@ def replaced() -> list[Any]:
     boottime = SimpleNamespace(clock_gettime=lambda _: current().now_s(), CLOCK_BOOTTIME=7)
     poolers = SimpleNamespace(watch=_for_ever, look=_look_at_poolers, heard=lambda: ())
     repmgrd = SimpleNamespace(see_to=_done, paused=False, is_paused=_done)
+    certificates = SimpleNamespace(refresh=lambda: False, mounted=False, complete=False)
     space = SimpleNamespace(seen=(), full=None, keep=_for_ever, look=_done)
     volume = SimpleNamespace(descriptors=(), take=lambda: True)
 
@@ -701,6 +702,7 @@ def replaced() -> list[Any]:
         (handover_module, "LocalPostgres", LocalPostgres),
         (instance_module, "files", files),
         (instance_module, "Child", Child),
+        (instance_module, "Certificates", made(certificates)),
         (instance_module, "Credentials", made(None)),
         (instance_module, "Duties", Duties),
         (instance_module, "Parameters", Parameters),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from base64 import b64decode, b64encode
+from collections.abc import Mapping
 from datetime import UTC, datetime, timedelta
 from typing import cast
 
@@ -13,7 +14,16 @@ from cryptography.x509.oid import ExtendedKeyUsageOID
 
 from pgcluster.api import names
 from pgcluster.api.errors import RetryError
-from pgcluster.controller.certificates import CA_LIFE, LEAF_LIFE, SPREAD, Certificates, due, plan
+from pgcluster.controller.certificates import (
+    CA_LIFE,
+    LEAF_LIFE,
+    SPREAD,
+    Certificates,
+    Profile,
+    due,
+    internal,
+    plan,
+)
 from pgcluster.controller.metrics import Metrics
 from pgcluster.controller.observe import Key
 from pgcluster.controller.prerequisites import Catalog
@@ -24,14 +34,28 @@ from pgcluster.kube.resources import PGCLUSTERS, SECRETS, STORAGE_CLASSES
 from tests.unit.fakekube import FakeKube
 
 NOW = datetime(2026, 5, 1, 9, 0, tzinfo=UTC)
+SECRET = names.secret_peers("shop")
 NAME = names.peer_name("shop", "test")
 NOTHING: dict[str, str] = {}
 
 
 def at(now: datetime, before: Certificates | None = None, *, name: str = NAME) -> Certificates:
     """What is planned at a moment, from what stood there before."""
-    ca, peers = (before.ca, before.peers) if before else (NOTHING, NOTHING)
-    return plan(ca, peers, cluster="shop", name=name, now=now)
+    return planned(
+        before.ca if before else NOTHING, peers(before) if before else NOTHING, now, name
+    )
+
+
+def planned(
+    ca: Mapping[str, str], held: Mapping[str, str], now: datetime, name: str = NAME
+) -> Certificates:
+    """What is planned from the content of the two Secrets."""
+    profiles = {SECRET: Profile("peers", (name,), client=True)}
+    return plan(ca, {SECRET: held}, profiles, cluster="shop", now=now)
+
+
+def peers(found: Certificates) -> Mapping[str, str]:
+    return found.leaves[SECRET]
 
 
 def authority(found: Certificates) -> x509.Certificate:
@@ -39,11 +63,11 @@ def authority(found: Certificates) -> x509.Certificate:
 
 
 def leaf(found: Certificates) -> x509.Certificate:
-    return x509.load_pem_x509_certificate(found.peers["tls.crt"].encode())
+    return x509.load_pem_x509_certificate(peers(found)["tls.crt"].encode())
 
 
 def trusted(found: Certificates) -> list[x509.Certificate]:
-    return x509.load_pem_x509_certificates(found.peers["ca.crt"].encode())
+    return x509.load_pem_x509_certificates(peers(found)["ca.crt"].encode())
 
 
 def signed(found: Certificates, by: x509.Certificate) -> bool:
@@ -75,7 +99,7 @@ def test_what_is_right_stays_to_the_byte() -> None:
     made = at(NOW)
     for later in (timedelta(), SPREAD, timedelta(days=59)):
         again = at(NOW + later, made)
-        assert (again.ca, again.peers, again.reason) == (made.ca, made.peers, "")
+        assert (again.ca, peers(again), again.reason) == (made.ca, peers(made), "")
 
 
 def test_the_certificate_is_renewed_when_a_third_of_its_life_is_left() -> None:
@@ -84,13 +108,13 @@ def test_the_certificate_is_renewed_when_a_third_of_its_life_is_left() -> None:
     assert renewed.ca == made.ca
     assert leaf(renewed) != leaf(made)
     assert signed(renewed, authority(made))
-    assert "certificate of the instances" in renewed.reason
+    assert renewed.reason == f"a new certificate in {SECRET}"
 
 
 def test_a_new_authority_is_trusted_first_and_signs_when_everybody_knows_it() -> None:
     made = at(NOW)
     day = NOW + CA_LIFE * 2 / 3 + timedelta(days=2)
-    made = Certificates(ca=made.ca, peers=at(day - timedelta(days=10), made).peers)
+    made = Certificates(made.ca, at(day - timedelta(days=10), made).leaves)
     assert due(authority(made), day)
     first = at(day, made)
     assert authority(first) != authority(made)
@@ -109,7 +133,7 @@ def test_a_new_authority_is_trusted_first_and_signs_when_everybody_knows_it() ->
 
 def test_a_lost_authority_is_replaced_without_a_cut() -> None:
     made = at(NOW)
-    again = plan(NOTHING, made.peers, cluster="shop", name=NAME, now=NOW + timedelta(days=1))
+    again = planned(NOTHING, peers(made), NOW + timedelta(days=1))
     assert trusted(again) == [authority(again), authority(made)]
     assert leaf(again) == leaf(made)
 
@@ -125,7 +149,7 @@ def test_an_authority_that_is_deleted_again_and_again_does_not_grow_the_bundle()
     first = authority(made)
     for minute in range(1, 10):
         now = NOW + timedelta(minutes=minute)
-        made = plan(NOTHING, made.peers, cluster="shop", name=NAME, now=now)
+        made = planned(NOTHING, peers(made), now)
     assert len(trusted(made)) <= 4
     assert first in trusted(made)
     assert signed(made, first)
@@ -135,12 +159,12 @@ def test_an_authority_that_is_deleted_again_and_again_does_not_grow_the_bundle()
 @pytest.mark.parametrize("content", [None, "", "no PEM", "other"])
 def test_a_certificate_that_makes_no_sense_is_made_anew(key: str, content: str | None) -> None:
     made = at(NOW)
-    peers = dict(made.peers)
+    content_of = dict(peers(made))
     if content is None:
-        del peers[key]
+        del content_of[key]
     else:
-        peers[key] = at(NOW).peers[key] if content == "other" else content
-    again = plan(made.ca, peers, cluster="shop", name=NAME, now=NOW)
+        content_of[key] = peers(at(NOW))[key] if content == "other" else content
+    again = planned(made.ca, content_of, NOW)
     assert again.ca == made.ca
     assert signed(again, authority(made))
     assert leaf(again) != leaf(made)
@@ -148,15 +172,15 @@ def test_a_certificate_that_makes_no_sense_is_made_anew(key: str, content: str |
 
 def test_an_authority_that_makes_no_sense_is_made_anew() -> None:
     made = at(NOW)
-    for ca in ({"tls.crt": "x", "tls.key": "y"}, dict(made.peers)):
-        again = plan(ca, made.peers, cluster="shop", name=NAME, now=NOW)
+    for ca in ({"tls.crt": "x", "tls.key": "y"}, dict(peers(made))):
+        again = planned(ca, peers(made), NOW)
         assert authority(again) != authority(made)
 
 
 def test_a_damaged_bundle_is_mended() -> None:
     made = at(NOW)
-    again = plan(made.ca, {**made.peers, "ca.crt": ""}, cluster="shop", name=NAME, now=NOW)
-    assert again.peers == made.peers
+    again = planned(made.ca, {**peers(made), "ca.crt": ""}, NOW)
+    assert peers(again) == peers(made)
 
 
 def test_a_certificate_for_another_cluster_is_made_anew() -> None:
@@ -166,8 +190,8 @@ def test_a_certificate_for_another_cluster_is_made_anew() -> None:
 
 def test_a_stranger_in_the_bundle_does_not_become_a_signer() -> None:
     made, stranger = at(NOW), at(NOW)
-    peers = {**stranger.peers, "ca.crt": made.peers["ca.crt"]}
-    again = plan(made.ca, peers, cluster="shop", name=NAME, now=NOW)
+    mixed = {**peers(stranger), "ca.crt": peers(made)["ca.crt"]}
+    again = planned(made.ca, mixed, NOW)
     assert signed(again, authority(made))
 
 
@@ -177,7 +201,88 @@ def test_a_private_key_shows_in_no_representation() -> None:
     assert "PRIVATE" not in repr(made)
 
 
+# --- several certificates of one authority ----------------------------------------------------
+
+
+def all_of_them(now: datetime, before: Certificates | None = None) -> Certificates:
+    """The instances' certificates as they are really made."""
+    held = before.leaves if before else {}
+    ca = before.ca if before else NOTHING
+    return plan(ca, held, internal("shop", "test"), cluster="shop", now=now)
+
+
+def certificate(found: Certificates, secret: str) -> x509.Certificate:
+    return x509.load_pem_x509_certificate(found.leaves[secret]["tls.crt"].encode())
+
+
+def usage(found: x509.Certificate) -> set[x509.ObjectIdentifier]:
+    return set(found.extensions.get_extension_for_class(x509.ExtendedKeyUsage).value)
+
+
+def test_a_server_has_every_name_that_it_is_reached_by_and_a_client_has_a_role() -> None:
+    made = all_of_them(NOW)
+    server = certificate(made, "shop-server")
+    hosts = server.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
+    assert {
+        "*.shop-nodes.test.svc",
+        "shop-primary",
+        "shop-primary.test.svc.cluster.local",
+        "shop.test",
+        "shop-ro.test.svc",
+    } <= set(hosts.get_values_for_type(x509.DNSName))
+    assert usage(server) == {ExtendedKeyUsageOID.SERVER_AUTH}
+    client = certificate(made, "shop-replication")
+    assert client.subject.rfc4514_string() == "CN=repmgr"
+    assert usage(client) == {ExtendedKeyUsageOID.CLIENT_AUTH}
+
+
+def test_no_certificate_but_one_passes_for_the_role_of_the_instances() -> None:
+    made = all_of_them(NOW)
+    named = {secret: certificate(made, secret).subject.rfc4514_string() for secret in made.leaves}
+    assert [secret for secret, name in named.items() if name == "CN=repmgr"] == ["shop-replication"]
+
+
+def test_a_former_authority_is_believed_until_the_last_certificate_of_it_is_out_of_use() -> None:
+    made = all_of_them(NOW - timedelta(days=30))
+    first = plan(NOTHING, made.leaves, internal("shop", "test"), cluster="shop", now=NOW)
+    assert {name: leaf["tls.crt"] for name, leaf in first.leaves.items()} == {
+        name: leaf["tls.crt"] for name, leaf in made.leaves.items()
+    }
+    # One Secret was written, and the operator ended before the others.
+    second = all_of_them(NOW + SPREAD, first)
+    part = {**first.leaves, "shop-server": second.leaves["shop-server"]}
+    later = all_of_them(NOW + 3 * SPREAD, Certificates(first.ca, part))
+    assert len({leaf["ca.crt"] for leaf in later.leaves.values()}) == 1
+    for believed in (authority(made), authority(first)):
+        assert believed in x509.load_pem_x509_certificates(later.bundle.encode())
+    last = all_of_them(NOW + 4 * SPREAD, later)
+    assert x509.load_pem_x509_certificates(last.bundle.encode()) == [authority(first)]
+    assert all_of_them(NOW + 4 * SPREAD, last).reason == ""
+
+
+def test_a_deleted_certificate_is_made_by_the_present_authority() -> None:
+    made = all_of_them(NOW)
+    held = {name: leaf for name, leaf in made.leaves.items() if name != "shop-server"}
+    found = all_of_them(NOW + timedelta(days=1), Certificates(made.ca, held))
+    assert found.reason == "a new certificate in shop-server"
+    certificate(found, "shop-server").verify_directly_issued_by(authority(made))
+
+
+@pytest.mark.parametrize("other", ["shop-server", "shop-replication", "shop-peers"])
+def test_a_certificate_in_the_wrong_secret_is_replaced(other: str) -> None:
+    made = all_of_them(NOW)
+    for secret in made.leaves.keys() - {other}:
+        held = {**made.leaves, secret: made.leaves[other]}
+        found = all_of_them(NOW, Certificates(made.ca, held))
+        assert found.reason == f"a new certificate in {secret}"
+
+
 # --- by the reconciliation --------------------------------------------------------------------
+
+
+SECRETS_MADE = [
+    f"shop-{each}" for each in ("ca", "pool-ca", "peers", "server", "replication", "pool-tls")
+]
 
 
 class Today:
@@ -215,15 +320,19 @@ def text(kube: FakeKube, secret: str, key: str) -> str:
 async def test_the_secrets_are_there_before_the_pods_that_mount_one(kube: FakeKube) -> None:
     await reconcile(kube, Today())
     order = [write.split()[1] for write in kube.writes]
-    for secret in (names.secret_ca("shop"), names.secret_peers("shop")):
+    for secret in SECRETS_MADE:
         assert order.index(f"secrets/{secret}") < order.index("statefulsets/shop")
         made = kube.find(SECRETS, secret)
         assert made
         assert made["metadata"]["labels"][names.LABEL_CLUSTER] == "shop"
         assert made["metadata"]["ownerReferences"][0]["name"] == "shop"
     assert set((kube.find(SECRETS, "shop-ca") or {})["data"]) == {"tls.crt", "tls.key"}
-    peers = (kube.find(SECRETS, "shop-peers") or {})["data"]
-    assert set(peers) == {"ca.crt", "tls.crt", "tls.key"}
+    for secret in ("shop-peers", "shop-server", "shop-replication"):
+        assert set((kube.find(SECRETS, secret) or {})["data"]) == {"ca.crt", "tls.crt", "tls.key"}
+    pools = (kube.find(SECRETS, "shop-pool-tls") or {})["data"]
+    assert {"ca.crt", "server-ca.crt", "tls.crt", "tls.key"} <= set(pools)
+    assert pools["server-ca.crt"] == (kube.find(SECRETS, "shop-server") or {})["data"]["ca.crt"]
+    assert pools["ca.crt"] != pools["server-ca.crt"], "a pooler must not pass for an instance"
 
 
 async def test_they_are_written_again_only_when_one_is_due(kube: FakeKube) -> None:
@@ -232,8 +341,45 @@ async def test_they_are_written_again_only_when_one_is_due(kube: FakeKube) -> No
     assert await reconcile(kube, today) == []
     before = text(kube, "shop-peers", "tls.crt")
     today.now = NOW + timedelta(days=61)
-    assert await reconcile(kube, today) == ["update secrets/shop-peers"]
+    assert await reconcile(kube, today) == [
+        f"update secrets/shop-{each}" for each in ("peers", "server", "replication", "pool-tls")
+    ]
     assert text(kube, "shop-peers", "tls.crt") != before
+    assert await reconcile(kube, today) == []
+
+
+async def test_applications_are_told_of_new_authorities_by_their_secret(kube: FakeKube) -> None:
+    today = Today()
+    await reconcile(kube, today)
+    authorities = {text(kube, f"shop-{each}", "tls.crt") for each in ("ca", "pool-ca")}
+    told = text(kube, "shop-app", "ca.crt")
+    assert all(authority in told for authority in authorities)
+    before = {key: text(kube, "shop-app", key) for key in ("password", "uri", "pgpass")}
+    secret = kube.find(SECRETS, "shop-app")
+    assert secret
+    secret["data"]["theirs"] = b64encode(b"\xff\x00").decode()
+    del kube.objects[(SECRETS.plural, "test", "shop-pool-ca")]
+    assert "update secrets/shop-app" in await reconcile(kube, today)
+    told = text(kube, "shop-app", "ca.crt")
+    assert all(authority in told for authority in authorities), "their certificates are in use"
+    assert text(kube, "shop-pool-ca", "tls.crt") in told
+    assert {key: text(kube, "shop-app", key) for key in before} == before
+    kept = (kube.find(SECRETS, "shop-app") or {})["data"]
+    assert kept["theirs"] == b64encode(b"\xff\x00").decode()
+    assert await reconcile(kube, today) == []
+
+
+async def test_what_does_not_belong_into_a_secret_goes_once(kube: FakeKube) -> None:
+    today = Today()
+    await reconcile(kube, today)
+    for each in ("server", "pool-tls"):
+        secret = kube.find(SECRETS, f"shop-{each}")
+        assert secret
+        secret["data"]["more"] = b64encode(b"x").decode()
+    assert await reconcile(kube, today) == [
+        "update secrets/shop-server",
+        "update secrets/shop-pool-tls",
+    ]
     assert await reconcile(kube, today) == []
 
 

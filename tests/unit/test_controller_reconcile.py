@@ -441,7 +441,8 @@ async def test_paused_certificates_are_renewed_all_the_same(kube: FakeKube) -> N
     before = len(kube.writes)
     await operator(SHOP)
     written = {write.split()[1] for write in kube.writes[before:]}
-    assert written == {"secrets/shop-ca", "secrets/shop-peers", "pgclusters/shop"}
+    renewed = ("app", "ca", "peers", "server", "replication", "pool-ca", "pool-tls")
+    assert written == {*(f"secrets/shop-{each}" for each in renewed), "pgclusters/shop"}
 
 
 async def test_a_running_cluster_keeps_its_image(kube: FakeKube) -> None:

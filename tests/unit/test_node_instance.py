@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from pgcluster.api.config import ClusterConfig
+from pgcluster.api.config import ClusterConfig, TlsConfig
 from pgcluster.api.errors import RetryError
 from pgcluster.api.wal import Lsn, WalPoint
 from pgcluster.node import instance as module
@@ -91,3 +91,28 @@ def test_a_restart_that_still_has_to_hold_more_has_not_fulfilled_its_order(
     instance._prepare(control, primary=False)
     assert instance.restarted == fulfilled
     assert instance.parameters.floor == {"max_connections": demanded}
+
+
+@pytest.mark.parametrize(("mounted", "serves"), [(True, True), (False, False)])
+async def test_a_pod_from_before_there_were_certificates_goes_on_without(
+    mounted: bool, serves: bool
+) -> None:
+    async def taken(config: ClusterConfig) -> ClusterConfig:
+        return config
+
+    instance = Alone(running=True)
+    instance.certificates = SimpleNamespace(mounted=mounted)  # type: ignore[assignment] # all that is used
+    instance.parameters = SimpleNamespace(adopt=taken)  # type: ignore[assignment] # all that is used
+    await instance.adopt(instance.config.model_copy(update={"tls": TlsConfig()}))
+    assert (instance.config.tls is not None) is serves
+
+
+@pytest.mark.parametrize("news", [True, False])
+def test_renewed_certificates_take_a_reload_and_nothing_else(news: bool) -> None:
+    did: list[str] = []
+    instance = Alone(running=True)
+    instance.config = instance.config.model_copy(update={"tls": TlsConfig()})
+    instance.certificates = SimpleNamespace(refresh=lambda: news)  # type: ignore[assignment] # all that is used
+    instance.reload = lambda: did.append("reload")  # type: ignore[method-assign] # of no interest
+    instance.renew_certificates()
+    assert did == ["reload"] * news

@@ -22,7 +22,7 @@ def row(ordinal: int, type_: str = "standby", upstream: int | None = 1, **other:
         name=pod,
         type=type_,
         active=True,
-        conninfo=conninfo(names.pod_host(pod, "shop", "prod")),
+        conninfo=conninfo(names.pod_host(pod, "shop", "prod"), CONFIG),
         upstream=upstream,
     )
     return replace(known, **other)

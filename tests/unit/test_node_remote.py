@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pgcluster.api import names
-from pgcluster.api.config import ClusterConfig
+from pgcluster.api.config import ClusterConfig, TlsConfig
 from pgcluster.node import remote
 from pgcluster.node.remote import RefusedError, Remote, parse
 from pgcluster.proc import Result
@@ -18,7 +18,8 @@ from pgcluster.render.repmgr import conninfo, repmgr_conf
 
 BINDIR = "/usr/lib/postgresql/17/bin"
 R = f"{BINDIR}/repmgr -f {names.REPMGR_CONF}"
-CONNINFO = conninfo(names.pod_host("shop-1", "shop", "test"))
+CONFIG = ClusterConfig(name="shop", namespace="test", uid="u", instances=3, tls=TlsConfig())
+CONNINFO = conninfo(names.pod_host("shop-1", "shop", "test"), CONFIG)
 
 
 def arguments(command: str) -> list[str]:

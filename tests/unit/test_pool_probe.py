@@ -8,7 +8,7 @@ from contextlib import asynccontextmanager
 
 import pytest
 
-from pgcluster.pooler.probe import PrimaryProbe
+from pgcluster.pooler.probe import PrimaryProbe, parameters
 
 
 @asynccontextmanager
@@ -31,7 +31,10 @@ async def silent_server() -> AsyncIterator[tuple[tuple[str, int], asyncio.Event]
 
 @pytest.fixture
 async def probe() -> AsyncIterator[PrimaryProbe]:
-    made = PrimaryProbe(pod="shop-pgbouncer-5d8f-x", password=lambda: None, changed=lambda: None)
+    made = PrimaryProbe(
+        login=lambda target: parameters(target, pod="shop-pgbouncer-5d8f-x", password=None, tls={}),
+        changed=lambda: None,
+    )
     running = asyncio.create_task(made.run())
     yield made
     running.cancel()

@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import re
+from datetime import UTC, datetime
+from pathlib import Path
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pgcluster.api.config import ClusterConfig, DatabaseConfig
+from pgcluster.api import names
+from pgcluster.api.config import ClusterConfig, DatabaseConfig, TlsConfig
+from pgcluster.api.errors import RetryError
+from pgcluster.controller.certificates import Profile, plan
 from pgcluster.pooler.files import Files
 from pgcluster.render.pgbouncer import (
     EMPTY_SECTION,
@@ -18,6 +23,7 @@ from pgcluster.render.pgbouncer import (
     parse_header,
     parse_section,
     pgbouncer_ini,
+    server_tls,
     settings_of,
     userlist,
 )
@@ -170,6 +176,42 @@ def test_the_settings_are_ours_the_users_and_what_the_operator_owns() -> None:
     assert list(settings) == sorted(settings)
 
 
+def test_clients_must_encrypt_and_servers_must_be_instances() -> None:
+    settings = settings_of(pgbouncer_ini({}, tls=TlsConfig()))
+    assert settings["client_tls_sslmode"] == "require"
+    assert settings["client_tls_protocols"] == "tlsv1.3"
+    assert settings["client_tls_key_file"] == settings["client_tls_cert_file"]
+    assert settings["server_tls_sslmode"] == "verify-ca"
+    assert settings["server_tls_protocols"] == "tlsv1.3"
+    assert server_tls(pgbouncer_ini({}, tls=TlsConfig())) == {
+        "sslmode": "verify-ca",
+        "sslrootcert": "/run/pgbouncer/server-ca.pem",
+    }
+
+
+def test_what_clients_may_do_is_settable_and_what_servers_must_is_not() -> None:
+    tls = TlsConfig(min_version="1.2", clients="prefer")
+    settings = settings_of(pgbouncer_ini({}, tls=tls))
+    assert settings["client_tls_sslmode"] == "prefer"
+    assert settings["client_tls_protocols"] == "tlsv1.2,tlsv1.3"
+    assert settings["server_tls_protocols"] == "tlsv1.3"
+    settings = settings_of(pgbouncer_ini({}, tls=TlsConfig(clients="disable")))
+    assert settings["client_tls_sslmode"] == "disable"
+    assert "client_tls_key_file" not in settings
+    assert settings["server_tls_sslmode"] == "verify-ca"
+
+
+def test_a_server_without_a_certificate_is_served_while_there_is_one() -> None:
+    text = pgbouncer_ini({}, tls=TlsConfig(enforced=False))
+    assert settings_of(text)["server_tls_sslmode"] == server_tls(text)["sslmode"] == "prefer"
+
+
+def test_an_agent_of_before_is_given_settings_without_tls() -> None:
+    text = pgbouncer_ini({})
+    assert "tls" not in text
+    assert server_tls(text) == server_tls(None) == {}
+
+
 @pytest.mark.parametrize(
     "parameters",
     [
@@ -188,6 +230,36 @@ def test_a_password_may_have_any_character_but_a_line_break() -> None:
     assert userlist({"b": 'x"y', "a": "'; \\"}) == '"a" "\'; \\"\n"b" "x""y"\n'
     with pytest.raises(ValueError, match="line break"):
         userlist({"a": "x\ny"})
+
+
+def test_certificates_are_taken_whole_or_not_at_all(tmp_path: Path) -> None:
+    mounted = tmp_path / "mounted"
+    files = Files(tmp_path, tmp_path, mounted)
+    assert not files.write_certificates(), "an operator that knows no TLS mounts none"
+    mounted.mkdir()
+    with pytest.raises(RetryError, match="not mounted"):
+        files.write_certificates()
+    made = issued()
+    for key, text in made.items():
+        (mounted / key).write_text(text)
+    assert files.write_certificates()
+    assert not files.write_certificates()
+    pem = tmp_path / "tls.pem"
+    assert pem.read_text() == made["tls.key"] + made["tls.crt"]
+    assert pem.stat().st_mode & 0o777 == 0o600
+    assert (tmp_path / "server-ca.pem").read_text() == made[names.SERVER_CA_KEY]
+    (mounted / "tls.crt").write_text(issued()["tls.crt"])
+    with pytest.raises(RetryError, match="cannot be used"):
+        files.write_certificates()
+    assert pem.read_text() == made["tls.key"] + made["tls.crt"], "of another key"
+    assert not list(tmp_path.glob(".*"))
+
+
+def issued() -> dict[str, str]:
+    """What the poolers mount."""
+    profiles = {"tls": Profile("shop", names.pool_hosts("shop", "test"))}
+    made = plan({}, {}, profiles, cluster="shop", now=datetime(2026, 5, 1, tzinfo=UTC))
+    return {**made.leaves["tls"], names.SERVER_CA_KEY: made.bundle}
 
 
 def test_files_are_replaced_whole_and_readable_by_their_owner_only(tmp_path) -> None:  # type: ignore[no-untyped-def]

@@ -3,16 +3,25 @@
 from __future__ import annotations
 
 import re
+from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from pgcluster.api import names
-from pgcluster.api.config import ClusterConfig
+from pgcluster.api.config import ClusterConfig, TlsConfig
 from pgcluster.render import postgres, repmgr
 
 CONFIG = ClusterConfig(name="shop", namespace="prod", uid="u", instances=3)
+
+
+def with_tls(**more: Any) -> ClusterConfig:
+    """The same with certificates mounted."""
+    return CONFIG.model_copy(update={"tls": TlsConfig(**more)})
+
+
+ENCRYPTED = with_tls()
 
 
 def settings(text: str) -> dict[str, str]:
@@ -99,6 +108,48 @@ def test_nobody_is_trusted_and_the_superuser_does_not_come_by_network() -> None:
     assert {words[-1] for words in hosts} <= {"scram-sha-256", "reject"}
 
 
+def test_the_network_takes_tls_alone_and_instances_by_certificate_alone() -> None:
+    lines = postgres.pg_hba_conf(ENCRYPTED).splitlines()
+    plain = [line for line in lines if line.startswith("host ")]
+    assert plain
+    assert all(line.endswith(" reject") for line in plain)
+    of_repmgr = [line for line in lines if f" {names.ROLE_REPMGR} " in line]
+    assert {line.split()[-1] for line in of_repmgr if "hostssl" in line} == {"cert"}
+    # The first that fits decides: what comes in clear text or elsewhere falls through to this.
+    assert of_repmgr[-1] == f"host all {names.ROLE_REPMGR} all reject"
+    assert lines[-1] == "hostssl all all all scram-sha-256"
+
+
+@pytest.mark.parametrize(
+    ("config", "last"),
+    [
+        (with_tls(enforced=False), "host"),
+        (with_tls(clients="prefer"), "host"),
+        (with_tls(clients="disable"), "host"),
+        (with_tls(), "hostssl"),
+    ],
+)
+def test_who_is_refused_in_clear_text(config: ClusterConfig, last: str) -> None:
+    assert postgres.pg_hba_conf(config).splitlines()[-1] == f"{last} all all all scram-sha-256"
+
+
+def test_an_agent_of_before_is_let_in_as_before_while_there_is_one() -> None:
+    lines = postgres.pg_hba_conf(with_tls(enforced=False))
+    assert lines == postgres.pg_hba_conf(CONFIG)
+
+
+def test_tls_is_on_from_its_own_files_and_the_user_cannot_switch_it_off() -> None:
+    config = ENCRYPTED.model_copy(update={"parameters": {"ssl": "off", "ssl_cert_file": "/x"}})
+    rendered = settings(postgres.postgresql_conf(config, instance="shop-0"))
+    assert rendered["ssl"] == "on"
+    assert rendered["ssl_cert_file"] == rendered["ssl_key_file"] == names.SERVER_PEM
+    assert rendered["ssl_ca_file"] == names.CA_PEM
+    assert rendered["ssl_min_protocol_version"] == "TLSv1.3"
+    lower = with_tls(min_version="1.2")
+    rendered = settings(postgres.postgresql_conf(lower, instance="shop-0"))
+    assert rendered["ssl_min_protocol_version"] == "TLSv1.2"
+
+
 def test_the_users_lines_stand_behind_ours_and_before_the_last() -> None:
     config = CONFIG.model_copy(update={"hba": ("host sales all 10.0.0.0/8 scram-sha-256",)})
     lines = postgres.pg_hba_conf(config).splitlines()
@@ -114,10 +165,24 @@ def test_the_superuser_comes_by_network_only_where_a_line_says_that_it_is_meant(
 
 
 def test_conninfo_carries_timeouts_and_no_password() -> None:
-    text = repmgr.conninfo("shop-0.shop-nodes.prod.svc")
+    text = repmgr.conninfo("shop-0.shop-nodes.prod.svc", CONFIG)
     assert "connect_timeout=2" in text
     assert "tcp_user_timeout=3000" in text
     assert "password" not in text
+
+
+def test_an_instance_is_verified_by_its_name_and_asked_at_its_address() -> None:
+    text = repmgr.conninfo("shop-0.shop-nodes.prod.svc", ENCRYPTED, address="10.0.0.7")
+    parts = dict(part.split("=") for part in text.split())
+    assert parts["sslmode"] == "verify-full"
+    assert (parts["host"], parts["hostaddr"]) == ("shop-0.shop-nodes.prod.svc", "10.0.0.7")
+    assert parts["sslcert"] == parts["sslkey"] == names.CLIENT_PEM
+    assert parts["sslrootcert"] == names.CA_PEM
+
+
+def test_nobody_is_verified_while_an_instance_has_no_certificate() -> None:
+    assert "ssl" not in repmgr.conninfo("shop-0", with_tls(enforced=False))
+    assert "ssl" not in repmgr.conninfo("shop-0", CONFIG)
 
 
 def test_every_promotion_of_repmgr_goes_through_the_gate() -> None:

@@ -75,6 +75,7 @@ EVERYTHING: Manifest = {
         "nodeSelector": {"disk": "ssd"},
         "priorityClassName": "important",
     },
+    "tls": {"clients": "prefer", "minVersion": "1.2", "dnsNames": ["db.example.com"]},
     "inheritedMetadata": {
         "labels": {"team": "shop", names.LABEL_ROLE: names.ROLE_PRIMARY},
         "annotations": {"contact": "dba@example.com", names.ANNOTATION_INSTANCE: "{}"},
@@ -416,7 +417,10 @@ def test_the_agents_configuration_can_be_read_back() -> None:
 
 def test_what_others_write_into_a_config_map_is_not_ours() -> None:
     found = manifests(MINIMAL)
-    assert list(the(found, "ConfigMap", "shop-pgbouncer")["data"]) == [names.PGBOUNCER_INI_KEY]
+    assert list(the(found, "ConfigMap", "shop-pgbouncer")["data"]) == [
+        names.PGBOUNCER_INI_KEY,
+        names.PGBOUNCER_TLS_INI_KEY,
+    ]
     assert "data" not in the(found, "ConfigMap", "shop-poolers")
 
 
@@ -571,7 +575,9 @@ def test_every_form_of_the_credentials_means_the_same(password: str) -> None:
     assert {key: unquote_plus(value) for key, value in query.items()} == {
         "user": "app",
         "password": password,
+        "sslmode": "require",
     }
+    assert uri.query == "sslmode=require"
     escaped = made["pgpass"].removesuffix("\n").removeprefix("shop.prod.svc:5432:*:app:")
     assert re.sub(r"\\(.)", r"\1", escaped) == password
     assert not re.search(r"(?<!\\)(\\\\)*:", escaped), "a bare colon would end the field"
@@ -580,8 +586,8 @@ def test_every_form_of_the_credentials_means_the_same(password: str) -> None:
 def test_the_credentials_lead_through_the_pools() -> None:
     made = secrets.application(pgcluster(MINIMAL), "pw")
     assert made["host"] == "shop.prod.svc"
-    assert made["uri"] == "postgresql://app:pw@shop.prod.svc:5432/app"
-    assert made["ro-uri"] == "postgresql://app:pw@shop-ro.prod.svc:5432/app_ro"
+    assert made["uri"] == "postgresql://app:pw@shop.prod.svc:5432/app?sslmode=require"
+    assert made["ro-uri"] == "postgresql://app:pw@shop-ro.prod.svc:5432/app_ro?sslmode=require"
     assert made["ro-dbname"] == "app_ro"
 
 
@@ -595,7 +601,36 @@ def test_a_password_from_another_secret_is_not_told_wrongly() -> None:
     made = secrets.application(pgcluster(spec), "not-this")
     assert "not-this" not in json.dumps(made)
     assert "password" not in made
-    assert made["uri"] == "postgresql://app@shop.prod.svc:5432/app"
+    assert made["uri"] == "postgresql://app@shop.prod.svc:5432/app?sslmode=require"
+
+
+def test_the_application_is_told_whom_to_believe_and_its_own_changes_stay() -> None:
+    cluster = pgcluster(MINIMAL)
+    made = secrets.application(cluster, "pw", "an authority")
+    assert made["ca.crt"] == "an authority"
+    assert secrets.published(made, cluster, "an authority") == made
+    assert secrets.published(made, cluster, "two")["ca.crt"] == "two"
+    theirs = {
+        "uri": "postgresql://other:pw@elsewhere/x?application_name=a&sslmode=verify-full",
+        "ro-uri": "postgresql://app:pw@shop-ro/app_ro",
+        "my-uri": "https://example.com/",
+        "password": "mine",
+    }
+    told = secrets.published(theirs, cluster, "two")
+    assert told == {
+        **theirs,
+        "ro-uri": "postgresql://app:pw@shop-ro/app_ro?sslmode=require",
+        "ca.crt": "two",
+    }
+
+
+@pytest.mark.parametrize("clients", ["require", "prefer", "disable"])
+def test_the_uris_demand_what_the_pools_demand(clients: str) -> None:
+    cluster = pgcluster({**MINIMAL, "tls": {"clients": clients}})
+    before = secrets.application(pgcluster(MINIMAL), "pw")
+    for told in (secrets.application(cluster, "pw"), secrets.published(before, cluster, "")):
+        assert told["uri"].endswith(f"/app?sslmode={clients}")
+        assert told["jdbc-uri"].endswith(f"&sslmode={clients}")
 
 
 def test_without_a_read_only_pool_nothing_is_said_of_one() -> None:

@@ -121,6 +121,18 @@ class RestartConfig(_Document):
     request: str
 
 
+class TlsConfig(_Document):
+    """TLS of the instances, which have their certificates mounted.
+
+    `enforced`: connections from elsewhere are refused in clear text, and instances know one another
+    by certificate. Not while an instance runs an agent that has none: it would be shut out.
+    """
+
+    min_version: str = "1.3"
+    clients: Literal["require", "prefer", "disable"] = "require"
+    enforced: bool = True
+
+
 @dataclass(frozen=True, slots=True)
 class Orders:
     """What the operator decides from what it sees, and the agents are told beside the spec.
@@ -133,6 +145,7 @@ class Orders:
     hibernation: str | None = None
     switchover: SwitchoverConfig | None = None
     restart: RestartConfig | None = None
+    tls_enforced: bool = True
 
 
 NO_ORDERS = Orders()
@@ -179,8 +192,20 @@ class ClusterConfig(_Document):
     # pg_basebackup's --max-rate for a clone, and how many clones a primary serves at a time.
     clone_max_rate_bytes: int | None = None
     max_clones: int = 2
+    # None: an operator that makes no certificates; everything is as before there were any.
+    tls: TlsConfig | None = None
     # Known to the operator from status: protects a cluster whose Lease object was deleted.
     system_identifier: str | None = None
+
+    @property
+    def tls_enforced(self) -> bool:
+        """Whether nothing goes over the network in clear text."""
+        return self.tls is not None and self.tls.enforced
+
+    @property
+    def tls_required(self) -> bool:
+        """Whether applications are refused in clear text too."""
+        return self.tls_enforced and self.tls is not None and self.tls.clients == "require"
 
     @property
     def staying(self) -> int:

@@ -21,6 +21,7 @@ from pgcluster.api.holes import Hole
 from pgcluster.api.quantities import parse_bytes, parse_seconds
 from pgcluster.api.schema import (
     DatabaseName,
+    DnsName,
     Duration,
     HostName,
     ImageName,
@@ -361,6 +362,44 @@ class Pgbouncer(Model):
     """How long the clients of a pooler that is replaced, scaled away or evicted may stay. New ones are sent elsewhere at once; those left then are closed between two transactions. Default: 60s, at most 1h."""
 
 
+class IssuerRef(Model):
+    """An issuer of cert-manager."""
+
+    name: ObjectName
+    """Name of the issuer."""
+    kind: str = Field(default="Issuer", pattern="^[A-Za-z0-9]+$", max_length=63)
+    """Kind of the issuer: Issuer, ClusterIssuer, or one that an external issuer brings. Default: Issuer."""
+    group: ObjectName = "cert-manager.io"
+    """API group of the issuer. Default: cert-manager.io."""
+
+
+class Tls(Model):
+    """Encryption, and the certificates that clients see.
+
+    Between the parts of a cluster everything is encrypted and verified, whatever is said here.
+    """
+
+    rules = (
+        Rule(
+            "!has(self.secretName) || !has(self.issuerRef)",
+            "spec.tls.secretName and spec.tls.issuerRef exclude one another: name whose certificate"
+            " the pools are to show",
+            ".secretName",
+        ),
+    )
+
+    min_version: Literal["1.2", "1.3"] = "1.3"
+    """The lowest version of TLS that clients may speak. Default: 1.3."""
+    clients: Literal["require", "prefer", "disable"] = "require"
+    """What the pools demand of their clients: `require` refuses clear text, `prefer` takes both, `disable` offers no TLS. Past the pools PostgreSQL itself requires it with `require`, and takes both otherwise. Default: require."""
+    secret_name: ObjectName | None = None
+    """Secret of type kubernetes.io/tls with the certificate that the pools show to clients (`tls.crt`, `tls.key`, and `ca.crt` unless clients know who has signed it); changes of it are followed. Default: the operator makes and renews one."""
+    issuer_ref: IssuerRef | None = None
+    """Issuer of cert-manager that makes the certificate which the pools show to clients."""
+    dns_names: tuple[DnsName, ...] = atomic_list(max_items=50)
+    """Further names for the certificates that clients see, such as that of a load balancer. Those of the Services are always in it."""
+
+
 class Scheduling(Model):
     """Where the pods run, as in a pod's spec."""
 
@@ -557,6 +596,8 @@ class PgClusterSpec(Model):
     """The pools in front of the cluster."""
     scheduling: Scheduling = Scheduling()
     """Where the pods run."""
+    tls: Tls = Tls()
+    """Encryption, and the certificates that clients see."""
     inherited_metadata: InheritedMetadata = InheritedMetadata()
     """What every object of the cluster carries in addition."""
     paused: bool = False
@@ -969,5 +1010,10 @@ def to_config(
         hibernation=orders.hibernation,
         clone_max_rate_bytes=None if rate is None else parse_bytes(rate),
         max_clones=spec.replication.max_clones,
+        tls=agents.TlsConfig(
+            min_version=spec.tls.min_version,
+            clients=spec.tls.clients,
+            enforced=orders.tls_enforced,
+        ),
         system_identifier=system_identifier,
     )

@@ -19,6 +19,9 @@ MAX_INSTANCES = 9
 # Images are named pgcluster.dev/<name>:<tag>; a registry's name goes before it where there is one.
 IMAGES = GROUP
 
+# Of names inside of a Kubernetes cluster, unless whoever set it up chose another.
+DNS_DOMAIN = "cluster.local"
+
 # --- labels -----------------------------------------------------------------------------------
 LABEL_CLUSTER = f"{GROUP}/cluster"
 LABEL_COMPONENT = f"{GROUP}/component"
@@ -119,18 +122,33 @@ HOSTS_FILE = f"{RUN}/hosts"
 LEASE_FILE = f"{RUN}/lease"  # until when postgres may write: from the guard to pgcluster_fence
 TERMINATION_LOG = "/dev/termination-log"  # the kubelet reads it when the container has ended
 SPACE_CONF = f"{RUN}/space.conf"  # what postgres may not do while a volume is full
+# The certificates of this instance, copied from their mounts with the modes that postgres wants:
+# each a private key and its certificate in one file, so that a renewal is one rename.
+SERVER_PEM = f"{RUN}/server.pem"
+CLIENT_PEM = f"{RUN}/client.pem"  # by which it is repmgr to the others
+CA_PEM = f"{RUN}/ca.pem"  # the authorities of all instances
 TRIAL_CONF = f"{RUN}/postgresql.trial.conf"  # settings that postgres is asked about
 GOOD_PARAMETERS = f"{VOLUME}/.parameters.json"  # those of the last start that succeeded
 ENV_ASKED_BY = "PGCLUSTER_ASKED_BY"  # of repmgr's commands for a peer: which instance asks
+ENV_CLIENT_CERTIFICATE = ("PGSSLCERT", "PGSSLKEY")  # libpq's, for a person's shell in the pod
 IMPORT_CA = f"{RUN}/import-ca.crt"  # what the server is proven by that an import reads
 AGENT_CLIENT = "/usr/local/bin/pgcluster-event"  # repmgr's commands call it
 
 # --- mounts shared by the pods ----------------------------------------------------------------
 CONFIG_DIR = "/etc/pgcluster/config"  # ConfigMap <cluster>-config
 CONFIG_KEY = "cluster.json"
-SECRETS_DIR = "/etc/pgcluster/secrets"  # one folder a Secret: repmgr/ pooler/ app/ peers/
+SECRETS_DIR = (
+    "/etc/pgcluster/secrets"  # one folder a Secret: repmgr/ pooler/ peers/ server/ client/ tls/
+)
 PEERS_DIR = f"{SECRETS_DIR}/peers"  # Secret <cluster>-peers
+SERVER_DIR = f"{SECRETS_DIR}/server"  # Secret <cluster>-server
+CLIENT_DIR = f"{SECRETS_DIR}/client"  # Secret <cluster>-replication
+POOL_TLS_DIR = f"{SECRETS_DIR}/tls"  # Secret <cluster>-pool-tls
 CA_BUNDLE_KEY = "ca.crt"
+# Of <cluster>-pool-tls: who is to make its certificate, and who has made the one that is in it.
+ISSUER_KEY = "issuer"
+ISSUED_BY_KEY = "issued-by"
+SERVER_CA_KEY = "server-ca.crt"  # of <cluster>-pool-tls: who signs the instances' certificates
 CERTIFICATE_KEY = "tls.crt"
 PRIVATE_KEY_KEY = "tls.key"
 
@@ -139,8 +157,13 @@ PGBOUNCER_DIR = "/run/pgbouncer"  # emptyDir shared by pgbouncer and its agent
 PGBOUNCER_INI = f"{PGBOUNCER_DIR}/pgbouncer.ini"
 PGBOUNCER_DATABASES = f"{PGBOUNCER_DIR}/databases.ini"
 PGBOUNCER_USERLIST = f"{PGBOUNCER_DIR}/userlist.txt"
+PGBOUNCER_PEM = f"{PGBOUNCER_DIR}/tls.pem"  # key and certificate that its clients see
+PGBOUNCER_SERVER_CA = f"{PGBOUNCER_DIR}/server-ca.pem"
 PGBOUNCER_DOOR = f"{PGBOUNCER_DIR}/leave"  # the pipe by which pgbouncer is let go
-PGBOUNCER_INI_KEY = "pgbouncer.ini"  # keys of ConfigMap <cluster>-pgbouncer
+# Keys of ConfigMap <cluster>-pgbouncer. The first is for agents of a version without TLS, which
+# would not have the files that the second names.
+PGBOUNCER_INI_KEY = "pgbouncer.ini"
+PGBOUNCER_TLS_INI_KEY = "pgbouncer-tls.ini"
 DATABASES_KEY = "databases.ini"
 PGBOUNCER_ADMIN = "pgbouncer"
 PGBOUNCER_STATS = "pgbouncer_stats"
@@ -254,6 +277,74 @@ def secret_ca(cluster: str) -> str:
 def secret_peers(cluster: str) -> str:
     """The certificate by which the instances' agents know one another, and what it is proven by."""
     return f"{cluster}-peers"
+
+
+def secret_server(cluster: str) -> str:
+    """The certificate of PostgreSQL on every instance, and the authorities to believe."""
+    return f"{cluster}-server"
+
+
+def secret_replication(cluster: str) -> str:
+    """The client certificate by which instances are role `repmgr` to one another."""
+    return f"{cluster}-replication"
+
+
+def secret_pool_ca(cluster: str) -> str:
+    """The authority of what the poolers show to clients, apart from that of the instances."""
+    return f"{cluster}-pool-ca"
+
+
+def secret_pool_tls(cluster: str) -> str:
+    """The certificate that the poolers show to clients, and who signs the instances' ones."""
+    return f"{cluster}-pool-tls"
+
+
+def secret_pool_certificate(cluster: str) -> str:
+    """Where cert-manager puts what spec.tls.issuerRef asks it for; its Certificate, too."""
+    return f"{cluster}-pool-certificate"
+
+
+def own_secrets(cluster: str) -> tuple[str, ...]:
+    """Every Secret that the operator makes for a cluster."""
+    return (
+        secret_repmgr(cluster),
+        secret_pooler(cluster),
+        secret_app(cluster),
+        secret_ca(cluster),
+        secret_peers(cluster),
+        secret_server(cluster),
+        secret_replication(cluster),
+        secret_pool_ca(cluster),
+        secret_pool_tls(cluster),
+    )
+
+
+def service_hosts(service: str, namespace: str) -> tuple[str, ...]:
+    """Every name by which a Service is reached inside of a Kubernetes cluster."""
+    return (
+        service,
+        f"{service}.{namespace}",
+        f"{service}.{namespace}.svc",
+        f"{service}.{namespace}.svc.{DNS_DOMAIN}",
+    )
+
+
+def pool_hosts(cluster: str, namespace: str) -> tuple[str, ...]:
+    """The names that clients know the pools by."""
+    services = (service_pool(cluster), service_read_only(cluster))
+    return tuple(host for service in services for host in service_hosts(service, namespace))
+
+
+def server_hosts(cluster: str, namespace: str) -> tuple[str, ...]:
+    """The names that an instance is reached by: its own, the primary's, and where nobody pools
+    those of the pools, which then lead to the primary."""
+    nodes = service_nodes(cluster)
+    return (
+        *(f"*.{host}" for host in service_hosts(nodes, namespace)),
+        *service_hosts(nodes, namespace),
+        *service_hosts(service_primary(cluster), namespace),
+        *pool_hosts(cluster, namespace),
+    )
 
 
 def peer_name(cluster: str, namespace: str) -> str:

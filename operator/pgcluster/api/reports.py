@@ -115,6 +115,8 @@ class InstanceReport(_Report):
     restarted: str | None = None  # request of the last restart in place that it was ordered
     start_failed: str | None = None  # why postgres does not start, after several attempts
     progress: str | None = None  # such as "clone: 412 of 2048 MiB"
+    # It has its certificates, and serves TLS; never so for an agent of a version without
+    tls: bool = False
     promotion: PromotionPhases | None = None
     importing: ImportReport | None = None  # primary only, where the spec wants an import
     handover: HandoverReport | None = None  # the last one that it began or refused

@@ -124,6 +124,18 @@ HostName = Annotated[
         }
     ),
 ]
+# Of a certificate: the first part may stand for any.
+DnsName = Annotated[
+    str,
+    WithJsonSchema(
+        {
+            "type": "string",
+            "minLength": 1,
+            "maxLength": 253,
+            "pattern": r"^(\*\.)?[a-z0-9]([-a-z0-9]*[a-z0-9])?(\.[a-z0-9]([-a-z0-9]*[a-z0-9])?)*$",
+        }
+    ),
+]
 ImageName = Annotated[
     str,
     WithJsonSchema({"type": "string", "minLength": 1, "maxLength": 512, "pattern": r"^[^\s]+$"}),

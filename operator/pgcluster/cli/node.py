@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import os
 import sys
 
-from pgcluster.api import logs
+from pgcluster.api import logs, names
 from pgcluster.api.errors import FatalError, RetryError
 from pgcluster.kube.client import KubeClient
 from pgcluster.node import files
@@ -34,6 +35,10 @@ async def _run(settings: Settings) -> None:
 def main() -> None:
     """Run the agent of the instance that the environment names, until SIGTERM."""
     settings = Settings.from_environment()
+    for name in names.ENV_CLIENT_CERTIFICATE:
+        # For what a person types. The agent's own connections say what they present, and it is
+        # nobody else's business: a server outside of the cluster would end the handshake.
+        os.environ.pop(name, None)
     logs.configure(cluster=f"{settings.namespace}/{settings.cluster}")
     try:
         asyncio.run(_run(settings))

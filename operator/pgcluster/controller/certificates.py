@@ -1,4 +1,4 @@
-"""The cluster's own certificate authority, and the certificate of its instances.
+"""The cluster's own certificate authorities, and the certificates of its instances and pools.
 
 Made once, renewed in time, in steps that leave no two instances without a common authority: a
 mounted Secret reaches the pods one by one, within a minute or two. So a new authority is first only
@@ -8,6 +8,7 @@ last certificate is out of use.
 
 from __future__ import annotations
 
+import contextlib
 import logging
 from base64 import b64decode, b64encode
 from collections.abc import Iterable, Mapping
@@ -23,12 +24,12 @@ from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 from pgcluster.api import names
 from pgcluster.api.errors import RetryError
 from pgcluster.api.models import PgCluster
-from pgcluster.controller.apply import Applier
+from pgcluster.controller.apply import Applier, owned_by
 from pgcluster.controller.observe import Observed
 from pgcluster.kube.client import KubeClient, Manifest
 from pgcluster.kube.errors import Conflict
 from pgcluster.kube.resources import SECRETS
-from pgcluster.render.secrets import secret
+from pgcluster.render.secrets import published, secret
 
 log = logging.getLogger(__name__)
 
@@ -39,6 +40,9 @@ LEAF_LIFE = timedelta(days=90)
 SPREAD = timedelta(hours=1)
 # The clocks of the nodes differ.
 _BACKDATED = timedelta(minutes=5)
+# Who makes what the pools show.
+OPERATOR, USER, CERT_MANAGER = "operator", "user", "cert-manager"
+_SHOWN = (names.CERTIFICATE_KEY, names.PRIVATE_KEY_KEY, names.CA_BUNDLE_KEY)
 # Somebody who deletes the authority again and again must not grow the bundle for ever.
 _TRUSTED_AT_MOST = 4
 
@@ -66,56 +70,118 @@ class Pair:
 
 
 @dataclass(frozen=True, slots=True)
+class Profile:
+    """What a certificate proves: names of hosts, a role (its common name), and to whom."""
+
+    common_name: str
+    hosts: tuple[str, ...] = ()
+    server: bool = True
+    client: bool = False
+
+    @property
+    def usages(self) -> tuple[x509.ObjectIdentifier, ...]:
+        """Whether it is shown by a server, by a client, or both."""
+        return (ExtendedKeyUsageOID.SERVER_AUTH,) * self.server + (
+            ExtendedKeyUsageOID.CLIENT_AUTH,
+        ) * self.client
+
+
+@dataclass(frozen=True, slots=True)
 class Certificates:
-    """What the two Secrets should hold, and why that is not what they hold now, if so."""
+    """What an authority's Secret and those of its certificates should hold, and why that is not
+    what they hold now, if so."""
 
     ca: Mapping[str, str] = field(repr=False)
-    peers: Mapping[str, str] = field(repr=False)
+    leaves: Mapping[str, Mapping[str, str]] = field(repr=False)
+    bundle: str = ""
     reason: str = ""
 
 
 @dataclass(frozen=True, slots=True)
 class Wanted:
-    """The Secrets to have, and why they are not as they were, if so."""
+    """The Secrets to have, and why they are not as they were, if so.
+
+    `trust` is what a client needs to believe the pools and the instances.
+    """
 
     manifests: tuple[Manifest, ...] = field(repr=False)
     reason: str = ""
+    trust: str = ""
+
+
+def internal(cluster: str, namespace: str, dns_names: tuple[str, ...] = ()) -> dict[str, Profile]:
+    """Secret → what it proves, of those that only instances hold.
+
+    They have an authority of their own: whoever shows a certificate of it is an instance. So
+    pgbouncer, which is given addresses and not names, need not compare any name.
+    """
+    return {
+        names.secret_peers(cluster): Profile(
+            "peers", (names.peer_name(cluster, namespace),), client=True
+        ),
+        names.secret_server(cluster): Profile(
+            cluster, (*names.server_hosts(cluster, namespace), *dns_names)
+        ),
+        names.secret_replication(cluster): Profile(names.ROLE_REPMGR, server=False, client=True),
+    }
 
 
 def plan(
-    ca: Mapping[str, str], peers: Mapping[str, str], *, cluster: str, name: str, now: datetime
+    ca: Mapping[str, str],
+    held: Mapping[str, Mapping[str, str]],
+    profiles: Mapping[str, Profile],
+    *,
+    cluster: str,
+    now: datetime,
 ) -> Certificates:
-    """What the Secrets should hold, from what they hold (empty where there is none). Pure but
-    for the new keys.
+    """What an authority's Secret and those of its certificates (by name, as are `profiles`) should
+    hold, from what they hold (empty where there is none). Pure but for the new keys.
 
-    `name` is what the leaf proves; `now` has a time zone. A Secret whose content makes no sense
-    counts as absent.
+    `now` has a time zone. A Secret whose content makes no sense counts as absent. All Secrets
+    carry the same bundle, and a former authority stays in it until nobody may be using it.
     """
     reasons = []
-    authority, leaf = _pair(ca), _pair(peers)
+    authority = _pair(ca)
     if authority is None or not _is_authority(authority) or due(authority.certificate, now):
         reasons.append("a new certificate authority")
         authority = _issue_authority(cluster, now)
-    trusted = [authority.certificate, *_former(peers, authority.certificate, now)]
-    signer = None if leaf is None else _signer(leaf.certificate, trusted)
-    if leaf is None or signer is None or not _proves(leaf, name) or due(leaf.certificate, now):
-        reasons.append("a new certificate of the instances")
-        leaf = _issue_leaf(authority, name, now)
-    elif signer != authority.certificate and _age(authority.certificate, now) >= SPREAD:
-        reasons.append("a new certificate of the instances, of the authority that is now known")
-        leaf = _issue_leaf(authority, name, now)
-    elif signer == authority.certificate and _age(leaf.certificate, now) >= SPREAD:
-        if len(trusted) > 1:
-            reasons.append("the former authority is trusted no longer")
-        trusted = [authority.certificate]
+    own = authority.certificate
+    contents = [held.get(name, {}) for name in profiles]
+    trusted = [own, *_former(contents, own, now)]
+    leaves: dict[str, Pair] = {}
+    settled = True
+    for name, profile in profiles.items():
+        leaf = _pair(held.get(name, {}))
+        signer = None if leaf is None else _signer(leaf.certificate, trusted)
+        if (
+            leaf is None
+            or signer is None
+            or not _proves(leaf, profile)
+            or due(leaf.certificate, now)
+        ):
+            reasons.append(f"a new certificate in {name}")
+            leaf, signer = _issue_leaf(authority, profile, now), own
+        elif signer != own and _age(own, now) >= SPREAD:
+            reasons.append(f"a new certificate in {name}, of the authority that is now known")
+            leaf, signer = _issue_leaf(authority, profile, now), own
+        leaves[name] = leaf
+        settled &= signer == own and _age(leaf.certificate, now) >= SPREAD
+    if settled and len(trusted) > 1:
+        reasons.append("the former authority is trusted no longer")
+        trusted = [own]
     bundle = "".join(_pem(certificate) for certificate in trusted)
-    if bundle != peers.get(names.CA_BUNDLE_KEY) and not reasons:
+    made = {secret: {names.CA_BUNDLE_KEY: bundle, **leaf.data()} for secret, leaf in leaves.items()}
+    if not reasons and any(content.get(names.CA_BUNDLE_KEY) != bundle for content in contents):
         reasons.append("the bundle of authorities was not right")
-    return Certificates(
-        ca=authority.data(),
-        peers={names.CA_BUNDLE_KEY: bundle, **leaf.data()},
-        reason=", ".join(reasons),
-    )
+    return Certificates(authority.data(), made, bundle, ", ".join(reasons))
+
+
+def everywhere(observed: Observed) -> bool:
+    """Whether no instance is known to be without certificates: of a version that has none.
+
+    One that has said nothing is new, and has them.
+    """
+    return all(pod.report is None or pod.report.tls for pod in observed.pods)
 
 
 def due(certificate: x509.Certificate, now: datetime) -> bool:
@@ -124,21 +190,79 @@ def due(certificate: x509.Certificate, now: datetime) -> bool:
     return end - now <= (end - begin) / 3 or now < begin
 
 
-def wanted(observed: Observed, cluster: PgCluster, now: datetime) -> Wanted:
-    """Both Secrets as they should be, the authority first."""
-    ca, peers = names.secret_ca(cluster.name), names.secret_peers(cluster.name)
-    planned = plan(
-        _content(observed.child(SECRETS, ca)),
-        _content(observed.child(SECRETS, peers)),
-        cluster=cluster.name,
-        name=names.peer_name(cluster.name, cluster.namespace),
-        now=now,
+def wanted(
+    observed: Observed,
+    cluster: PgCluster,
+    now: datetime,
+    *,
+    issuer: str = OPERATOR,
+    given: Mapping[str, str] | None = None,
+) -> Wanted:
+    """All Secrets with certificates as they should be, the authorities first.
+
+    `issuer` is who is to make what the pools show, `given` what somebody else has made of that.
+    Where there is nothing, what somebody else gave before is not replaced.
+    """
+
+    def held(each: str) -> dict[str, str]:
+        return content_of(observed.child(SECRETS, each))
+
+    def planned(ca: str, profiles: Mapping[str, Profile]) -> Certificates:
+        contents = {each: held(each) for each in profiles}
+        return plan(held(ca), contents, profiles, cluster=cluster.name, now=now)
+
+    name, namespace = cluster.name, cluster.namespace
+    more = cluster.spec.tls.dns_names
+    of_instances = planned(names.secret_ca(name), internal(name, namespace, more))
+    shown, authority = names.secret_pool_tls(name), names.secret_pool_ca(name)
+    before, made_by = held(shown), issuer
+    if given is None and issuer != OPERATOR:
+        made_by = before.get(names.ISSUED_BY_KEY, OPERATOR)
+        if made_by != OPERATOR:
+            given = {key: before.get(key, "") for key in _SHOWN}
+    if given is None:
+        hosts = (*names.pool_hosts(name, namespace), *more)
+        of_pools = planned(authority, {shown: Profile(name, hosts)})
+        to_clients = of_pools.leaves[shown]
+    else:
+        # Kept, and unused: whoever comes back to it finds the authority that clients knew.
+        of_pools = planned(authority, {})
+        to_clients = given
+    contents = {
+        names.secret_ca(name): of_instances.ca,
+        authority: of_pools.ca,
+        **of_instances.leaves,
+        # The poolers believe the instances, and have nothing by which to be taken for one.
+        shown: {
+            **to_clients,
+            names.SERVER_CA_KEY: of_instances.bundle,
+            names.ISSUER_KEY: issuer,
+            names.ISSUED_BY_KEY: made_by,
+        },
+    }
+    return Wanted(
+        tuple(secret(cluster, each, dict(content)) for each, content in contents.items()),
+        ", ".join(found.reason for found in (of_instances, of_pools) if found.reason),
+        _joined(to_clients[names.CA_BUNDLE_KEY], of_instances.bundle),
     )
-    manifests = (
-        secret(cluster, ca, dict(planned.ca)),
-        secret(cluster, peers, dict(planned.peers)),
-    )
-    return Wanted(manifests, planned.reason)
+
+
+def _joined(*bundles: str) -> str:
+    """Bundles of PEM in one; what is given need not end its last line."""
+    return "".join(bundle.rstrip("\n") + "\n" for bundle in bundles if bundle.strip())
+
+
+async def publish(client: KubeClient, observed: Observed, cluster: PgCluster, trust: str) -> None:
+    """Tell applications by Secret `<cluster>-app` whom to believe, where there is one of ours."""
+    live = observed.child(SECRETS, names.secret_app(cluster.name))
+    if live is None or not owned_by(live, observed.uid):
+        return
+    held = content_of(live)
+    content = published(held, cluster, trust)
+    if content != held:
+        # A value that is no text is the user's too, and stays.
+        others = {key: value for key, value in live["data"].items() if key not in content}
+        await _renew(client, live, content, keep=others)
 
 
 async def write(client: KubeClient, applier: Applier, wanted: Wanted) -> None:
@@ -150,21 +274,29 @@ async def write(client: KubeClient, applier: Applier, wanted: Wanted) -> None:
         live = applier.live(manifest)
         if live is None:
             await applier.create(manifest)
-        elif _content(live) != manifest["stringData"]:
+        elif content_of(live) != manifest["stringData"]:
             await _renew(client, live, manifest["stringData"])
     if wanted.reason:
         log.info("certificates: %s", wanted.reason)
 
 
-async def _renew(client: KubeClient, live: Manifest, content: Mapping[str, str]) -> None:
+async def _renew(
+    client: KubeClient,
+    live: Manifest,
+    content: Mapping[str, str],
+    *,
+    keep: Mapping[str, str] | None = None,
+) -> None:
+    """`keep` is what stays beside the content, as the API has it."""
     data = {key: b64encode(value.encode()).decode() for key, value in content.items()}
     try:
-        await client.replace(SECRETS, {**live, "data": data})
+        await client.replace(SECRETS, {**live, "data": {**(keep or {}), **data}})
+        log.info("wrote Secret %s", live["metadata"]["name"])
     except Conflict as error:
         raise RetryError("the certificates changed meanwhile", delay_s=0.5) from error
 
 
-def _content(manifest: Mapping[str, object] | None) -> dict[str, str]:
+def content_of(manifest: Mapping[str, object] | None) -> dict[str, str]:
     """The text of a Secret; what cannot be decoded is as good as absent."""
     found = {}
     data = (manifest or {}).get("data")
@@ -201,27 +333,37 @@ def _is_authority(pair: Pair) -> bool:
     return constraints.value.ca
 
 
-def _proves(leaf: Pair, name: str) -> bool:
-    try:
-        found = leaf.certificate.extensions.get_extension_for_class(x509.SubjectAlternativeName)
-    except x509.ExtensionNotFound:
+def _proves(leaf: Pair, profile: Profile) -> bool:
+    certificate = leaf.certificate
+    subject = certificate.subject.get_attributes_for_oid(NameOID.COMMON_NAME)
+    if [name.value for name in subject] != [profile.common_name]:
         return False
-    return found.value.get_values_for_type(x509.DNSName) == [name]
+    hosts: list[str] = []
+    usages: set[x509.ObjectIdentifier] = set()
+    with contextlib.suppress(x509.ExtensionNotFound):
+        found = certificate.extensions.get_extension_for_class(x509.SubjectAlternativeName)
+        hosts = found.value.get_values_for_type(x509.DNSName)
+    with contextlib.suppress(x509.ExtensionNotFound):
+        usages = set(certificate.extensions.get_extension_for_class(x509.ExtendedKeyUsage).value)
+    return hosts == list(profile.hosts) and usages == set(profile.usages)
 
 
 def _former(
-    peers: Mapping[str, str], current: x509.Certificate, now: datetime
+    contents: Iterable[Mapping[str, str]], current: x509.Certificate, now: datetime
 ) -> list[x509.Certificate]:
-    """Authorities of the bundle that are not the current one and have not expired."""
-    try:
-        bundle = x509.load_pem_x509_certificates(peers[names.CA_BUNDLE_KEY].encode())
-    except (KeyError, ValueError):
-        return []
-    found = [one for one in bundle if one != current and one.not_valid_after_utc > now]
-    leaf = _pair(peers)
-    signer = None if leaf is None else _signer(leaf.certificate, found)
-    # The signer of the certificate in use is the one that must not be lost.
-    found.sort(key=lambda one: (one == signer, one.not_valid_before_utc), reverse=True)
+    """Authorities of the bundles that are not the current one and have not expired."""
+    found: list[x509.Certificate] = []
+    leaves: list[Pair] = []
+    for content in contents:
+        with contextlib.suppress(KeyError, ValueError):
+            for one in x509.load_pem_x509_certificates(content[names.CA_BUNDLE_KEY].encode()):
+                if one not in (current, *found) and one.not_valid_after_utc > now:
+                    found.append(one)
+        if (leaf := _pair(content)) is not None:
+            leaves.append(leaf)
+    signers = [_signer(leaf.certificate, found) for leaf in leaves]
+    # The signers of certificates in use are those that must not be lost.
+    found.sort(key=lambda one: (one in signers, one.not_valid_before_utc), reverse=True)
     return found[: _TRUSTED_AT_MOST - 1]
 
 
@@ -258,26 +400,22 @@ def _issue_authority(cluster: str, now: datetime) -> Pair:
     return Pair(certificate, key)
 
 
-def _issue_leaf(authority: Pair, name: str, now: datetime) -> Pair:
+def _issue_leaf(authority: Pair, profile: Profile, now: datetime) -> Pair:
     key = ec.generate_private_key(ec.SECP256R1())
-    subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "peers")])
+    subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, profile.common_name)])
     issuer = authority.certificate.subject
     signer = x509.AuthorityKeyIdentifier.from_issuer_public_key(authority.key.public_key())
-    certificate = (
+    builder = (
         _builder(subject, issuer, key.public_key(), x509.random_serial_number(), now, LEAF_LIFE)
         .add_extension(x509.BasicConstraints(ca=False, path_length=None), critical=True)
         .add_extension(_usage(signs_certificates=False), critical=True)
         .add_extension(signer, critical=False)
-        .add_extension(x509.SubjectAlternativeName([x509.DNSName(name)]), critical=False)
-        .add_extension(
-            x509.ExtendedKeyUsage(
-                [ExtendedKeyUsageOID.SERVER_AUTH, ExtendedKeyUsageOID.CLIENT_AUTH]
-            ),
-            critical=False,
-        )
-        .sign(authority.key, hashes.SHA256())
+        .add_extension(x509.ExtendedKeyUsage(profile.usages), critical=False)
     )
-    return Pair(certificate, key)
+    if profile.hosts:
+        hosts = [x509.DNSName(host) for host in profile.hosts]
+        builder = builder.add_extension(x509.SubjectAlternativeName(hosts), critical=False)
+    return Pair(builder.sign(authority.key, hashes.SHA256()), key)
 
 
 def _builder(

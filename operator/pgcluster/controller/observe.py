@@ -168,7 +168,7 @@ async def observe(client: KubeClient, key: Key) -> Observed | None:
     for resource in CHILDREN:
         if resource is SECRETS:
             # Only our own, by name: nobody else's Secret is ever read.
-            for name in _secrets(key.name):
+            for name in names.own_secrets(key.name):
                 if (secret := await client.get(SECRETS, name, key.namespace)) is not None:
                     children[resource.kind, name] = secret
             continue
@@ -198,16 +198,6 @@ async def observe(client: KubeClient, key: Key) -> Observed | None:
         ),
         pooler_pods=tuple(pod for pod in pods if _component(pod) == names.COMPONENT_PGBOUNCER),
         pooler_reports=_pooler_reports(reports.get("data") or {}),
-    )
-
-
-def _secrets(cluster: str) -> tuple[str, ...]:
-    return (
-        names.secret_repmgr(cluster),
-        names.secret_pooler(cluster),
-        names.secret_app(cluster),
-        names.secret_ca(cluster),
-        names.secret_peers(cluster),
     )
 
 

@@ -92,7 +92,7 @@ def manifest(observed: Observed, content: str) -> Manifest:
 
 def settings_refused(observed: Observed) -> tuple[Finding, ...]:
     """The poolers that did not take the present settings; those behind them keep what they have."""
-    wanted = _settings_hash(observed)
+    wanted = _settings_hashes(observed)
     return tuple(
         Finding(
             conditions.POOL_SETTINGS_REFUSED,
@@ -100,7 +100,7 @@ def settings_refused(observed: Observed) -> tuple[Finding, ...]:
             f" does: {report.settings_reason}; correct or remove it",
         )
         for report in _reports(observed)
-        if wanted is not None and report.settings_refused == wanted
+        if report.settings_refused in wanted
     )
 
 
@@ -115,9 +115,9 @@ def under_way(observed: Observed) -> tuple[str, str] | None:
                 conditions.POOLERS_ROLLING,
                 f"the poolers are being replaced one by one: {updated} of {replicas} are new",
             )
-    wanted, reports = _settings_hash(observed), _reports(observed)
-    late = [report.pod for report in reports if report.settings_hash not in (None, wanted)]
-    if wanted is None or not late:
+    wanted, reports = _settings_hashes(observed), _reports(observed)
+    late = [report.pod for report in reports if report.settings_hash not in (None, *wanted)]
+    if not wanted or not late:
         return None
     return (
         conditions.POOL_SETTINGS,
@@ -125,10 +125,12 @@ def under_way(observed: Observed) -> tuple[str, str] | None:
     )
 
 
-def _settings_hash(observed: Observed) -> str | None:
+def _settings_hashes(observed: Observed) -> frozenset[str]:
+    """Of the present settings: with TLS, and for agents of a version without."""
     live = observed.child(CONFIG_MAPS, names.config_map_pgbouncer(observed.key.name))
-    text = ((live or {}).get("data") or {}).get(names.PGBOUNCER_INI_KEY)
-    return render.content_hash(text) if text else None
+    data = (live or {}).get("data") or {}
+    texts = (data.get(key) for key in (names.PGBOUNCER_TLS_INI_KEY, names.PGBOUNCER_INI_KEY))
+    return frozenset(render.content_hash(text) for text in texts if text)
 
 
 def _reports(observed: Observed) -> list[PoolerReport]:

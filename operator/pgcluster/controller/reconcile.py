@@ -20,6 +20,7 @@ from pgcluster.api.models import PgCluster, to_config
 from pgcluster.api.validation import check
 from pgcluster.controller import (
     certificates,
+    issuers,
     nodes,
     pools,
     rollout,
@@ -57,6 +58,8 @@ _UNSETTLED_S = 15.0
 _REPAIR_AFTER_S = 4.0
 # Each step of a rolling change is seen by an event; this is for one that got lost.
 _ROLLING_S = 5.0
+# Nobody watches the Secrets of others: how soon a change of one is followed.
+_FOLLOW_S = 30.0
 # What the Lease lists, and what the poolers have applied, is not watched.
 _STEP_S = 1.0
 
@@ -76,6 +79,7 @@ class _Plans:
     shape: shape.Shape
     rolling: rollout.Plan
     switchover: switchover.Decision
+    tls_enforced: bool
 
     @property
     def orders(self) -> Orders:
@@ -85,6 +89,7 @@ class _Plans:
             self.shape.orders,
             switchover=self.switchover.order,
             restart=step.config if isinstance(step, rollout.Restart) else None,
+            tls_enforced=self.tls_enforced,
         )
 
 
@@ -167,6 +172,7 @@ class Reconciler:
         images = None
         pending = None
         plans: _Plans | None = None
+        offered = issuers.Offered()
         again_s = None
         applied = False
         acts = blocked is None and not cluster.spec.paused
@@ -180,8 +186,12 @@ class Reconciler:
             if blocked is None:
                 plans = self._plan(observed, cluster, live_set, wanted)
                 again_s = plans.switchover.again_s
+            if live_set is not None or (plans is not None and acts):
+                offered = await issuers.offered(self._client, observed, cluster, self._today())
+                if offered.issuer != certificates.OPERATOR:
+                    again_s = _sooner(again_s, _FOLLOW_S)
             if plans is not None and acts:
-                written = await self._write(observed, cluster, images, plans)
+                written = await self._write(observed, cluster, images, plans, offered)
                 pending = written.pending
                 again_s = _sooner(again_s, written.again_s)
                 applied = written.changed and not _known(observed)
@@ -190,7 +200,7 @@ class Reconciler:
             elif live_set is not None:
                 # Certificates expire, whoever keeps their hands off.
                 applier = Applier(self._client, observed)
-                await self._certify(observed, cluster, applier)
+                await self._certify(observed, cluster, applier, offered)
         except BlockedError as error:
             blocked = (error.reason, str(error))
         except (Invalid, Forbidden) as error:
@@ -213,6 +223,7 @@ class Reconciler:
                 sleeping=wanted.sleep.step if acts else None,
                 held=wanted.upkeep.held if acts else told(observed).maintenance,
                 not_held=wanted.upkeep.refused if acts else None,
+                certificate=offered.trouble,
             ),
             again_s,
         )
@@ -242,7 +253,7 @@ class Reconciler:
         changing = switchover.decide(
             observed, cluster, known, wishes, now=now, going=nodes.on(observed, going)
         )
-        return _Plans(wanted, rolling, changing)
+        return _Plans(wanted, rolling, changing, certificates.everywhere(observed))
 
     async def _serve(self, observed: Observed) -> None:
         """Take silent poolers out of their Services, and bring them back."""
@@ -262,10 +273,20 @@ class Reconciler:
             to = "serves again" if change.serve else "leaves the Services"
             log.info("pooler %s %s: %s", change.pod, to, change.reason)
 
-    async def _certify(self, observed: Observed, cluster: PgCluster, applier: Applier) -> None:
-        issued = certificates.wanted(observed, cluster, self._today())
+    def _issued(
+        self, observed: Observed, cluster: PgCluster, offered: issuers.Offered
+    ) -> certificates.Wanted:
+        return certificates.wanted(
+            observed, cluster, self._today(), issuer=offered.issuer, given=offered.given
+        )
+
+    async def _certify(
+        self, observed: Observed, cluster: PgCluster, applier: Applier, offered: issuers.Offered
+    ) -> None:
+        issued = self._issued(observed, cluster, offered)
         await applier.check(issued.manifests)
         await certificates.write(self._client, applier, issued)
+        await certificates.publish(self._client, observed, cluster, issued.trust)
 
     async def _write(
         self,
@@ -273,6 +294,7 @@ class Reconciler:
         asked: PgCluster,
         images: render_cluster.Images,
         plans: _Plans,
+        offered: issuers.Offered,
     ) -> _Written:
         applier = Applier(self._client, observed)
         wanted, step = plans.shape, plans.rolling.step
@@ -298,8 +320,9 @@ class Reconciler:
             )
             for manifest in rendered
         ]
+        issued = self._issued(observed, cluster, offered)
         kept = [
-            *render_secrets.manifests(cluster),
+            *render_secrets.manifests(cluster, trust=issued.trust),
             render_lease.manifest(
                 cluster,
                 system_identifier=observed.system_identifier,
@@ -308,7 +331,6 @@ class Reconciler:
                 primary=status.known_status(observed).primary,
             ),
         ]
-        issued = certificates.wanted(observed, cluster, self._today())
         await applier.check([*kept, *issued.manifests, *manifests])
         if live_set is None:
             await check_storage_class(self._client, cluster)
@@ -316,6 +338,7 @@ class Reconciler:
             await applier.create(manifest)
         # Before the StatefulSet, whose pods mount one of them.
         await certificates.write(self._client, applier, issued)
+        await certificates.publish(self._client, observed, cluster, issued.trust)
         refused = []
         changed = False
         for manifest in manifests:

@@ -52,6 +52,8 @@ class Outcome:
     # Instances whose postgres is kept down for somebody, and why not all that were asked for.
     held: tuple[str, ...] = ()
     not_held: Told | None = None
+    # Why the pools do not show the certificate that the spec asks for.
+    certificate: Told | None = None
 
 
 def known_status(observed: Observed) -> PgClusterStatus:
@@ -393,6 +395,8 @@ class _Situation:
             return c.DEGRADED, False, c.NO_PRIMARY, "it does not serve: see condition Ready"
         missing = self._missing()
         warned = warnings.find(self.observed.pods) + pools.settings_refused(self.observed)
+        if self.outcome.certificate is not None:
+            warned += (warnings.Finding(*self.outcome.certificate),)
         if missing is not None:
             if self._new:
                 return fine

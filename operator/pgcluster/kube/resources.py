@@ -33,6 +33,7 @@ class Resource:
         return "/" + "/".join(parts)
 
 
+CERTIFICATES = Resource("cert-manager.io", "v1", "certificates", "Certificate")
 CONFIG_MAPS = Resource("", "v1", "configmaps", "ConfigMap")
 CRDS = Resource(
     "apiextensions.k8s.io", "v1", "customresourcedefinitions", "CustomResourceDefinition", False

@@ -116,7 +116,8 @@ class Agent:
 
     async def _live(self) -> None:
         instance = self._instance
-        instance.config = await instance.parameters.adopt(instance.config)
+        instance.certificates.refresh()
+        await instance.adopt(instance.config)
         instance.write_configuration()
         # What a former container of this pod knew may be all there is while the API is away.
         if not Path(names.HOSTS_FILE).exists():
@@ -191,6 +192,7 @@ class Agent:
         try:
             instance.standing.holding = instance.lease.holding()
             self._write_hosts()
+            instance.renew_certificates()
             if instance.server.running:
                 return await self._running.cycle()
             return await self._stopped.cycle()
@@ -429,7 +431,7 @@ class Agent:
             return
         if not instance.parameters.news(config):
             return
-        instance.config = await instance.parameters.adopt(config)
+        await instance.adopt(config)
         instance.members.follow(config.instances)
         if instance.write_configuration() and instance.server.running:
             instance.reload()

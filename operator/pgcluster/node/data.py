@@ -76,7 +76,9 @@ class DataDirectories:
 
     async def clone(self, host: str, *, progress: Callable[[str | None], None]) -> None:
         """Clone the server on `host` aside and swap it in when it is complete."""
-        async with cloning.turn(render_repmgr.conninfo(host), at_once=self._config().max_clones):
+        async with cloning.turn(
+            render_repmgr.conninfo(host, self._config()), at_once=self._config().max_clones
+        ):
             await self._clone(host, progress)
         self._swap_in()
 
@@ -94,7 +96,7 @@ class DataDirectories:
         repmgr = Repmgr(render_repmgr.bindir(config.postgres_major), config=str(_CLONE_CONF))
         watching = asyncio.create_task(self._watch_progress(progress))
         try:
-            result = await repmgr.standby_clone(host)
+            result = await repmgr.standby_clone(render_repmgr.conninfo(host, config))
         finally:
             watching.cancel()
             progress(None)
@@ -159,7 +161,7 @@ class DataDirectories:
 
     async def _make_room(self, host: str) -> None:
         """See to it that a clone fits; RetryError with what to do where it cannot."""
-        needed = await size_bytes(render_repmgr.conninfo(host))
+        needed = await size_bytes(render_repmgr.conninfo(host, self._config()))
         if needed is None:
             return
         needed += needed // 20 + _CLONE_WAL_BYTES

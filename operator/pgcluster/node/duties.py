@@ -13,6 +13,7 @@ from dataclasses import dataclass
 
 import psycopg
 from prometheus_client import CollectorRegistry
+from psycopg import conninfo
 
 from pgcluster.api import names
 from pgcluster.api.config import ClusterConfig
@@ -47,6 +48,13 @@ class Row:
     upstream: int | None
 
 
+def with_tls(upstream: str) -> str | None:
+    """A standby's connection string to its upstream, with TLS; None where it has it already."""
+    parts = conninfo.conninfo_to_dict(upstream)
+    wanted = {**parts, **render_repmgr.ENCRYPTED}
+    return None if wanted == parts else conninfo.make_conninfo("", **wanted)
+
+
 class Duties:
     """The duties of one instance; `config` gives the configuration in force."""
 
@@ -75,6 +83,7 @@ class Duties:
         self._declared_again_s = 0.0
         self._databases_written: str | None = None
         self._attachment = Attachment()
+        self._stream_encrypted = False
         self.failed_objects: dict[str, str] = {}
         # Pods of the standbys that this primary streams to; None while it cannot tell.
         self.streaming: tuple[str, ...] | None = None
@@ -93,6 +102,7 @@ class Duties:
         self._internal_done = False
         self._declared = None
         self._databases_written = None
+        self._stream_encrypted = False
         self.retention.forget()
         self._attachment.forget()
         self.streaming = None
@@ -236,6 +246,22 @@ class Duties:
         if result.status != 0:
             raise RetryError(f"repmgr standby register failed: {result.last_line}")
 
+    async def encrypt_stream(self) -> None:
+        """Have the stream of WAL go on under TLS, with this instance's certificate.
+
+        repmgr writes where a standby streams from, and does so at a clone, a rejoin and a follow
+        only: what it wrote before there were certificates is changed here.
+        """
+        if self._stream_encrypted or not self._config().tls_enforced:
+            return
+        rows = await self._local.query("SELECT current_setting('primary_conninfo') AS upstream")
+        encrypted = with_tls(rows[0]["upstream"])
+        if encrypted is not None:
+            await self._local.alter_system("primary_conninfo", encrypted)
+            await self._local.query("SELECT pg_reload_conf()")
+            log.info("WAL is streamed under TLS from now on")
+        self._stream_encrypted = True
+
     async def drop_own_slots(self) -> None:
         """A standby serves no walsender here: slots from its time as primary only keep WAL."""
         for row in await self._local.query(
@@ -251,7 +277,8 @@ class Duties:
 
     def _conninfo(self) -> str:
         config = self._config()
-        return render_repmgr.conninfo(names.pod_host(self._me, config.name, config.namespace))
+        host = names.pod_host(self._me, config.name, config.namespace)
+        return render_repmgr.conninfo(host, config)
 
     async def _row(self) -> Row | None:
         """This instance's row as its own copy of repmgr's table has it; None where it has none."""

@@ -22,6 +22,7 @@ from pgcluster.api.wal import WalPoint
 from pgcluster.clock import monotonic_s, utc_now
 from pgcluster.kube.client import KubeClient
 from pgcluster.node import files
+from pgcluster.node.certificates import Certificates
 from pgcluster.node.duties import Duties
 from pgcluster.node.events import Events
 from pgcluster.node.importing import Importing
@@ -96,6 +97,7 @@ class Instance:
             renewed=self.server.fence.extend,
             changed=wake,
         )
+        self.certificates = Certificates()
         self.credentials = Credentials(names.peer_name(settings.cluster, settings.namespace))
         self.peers = Peers(self.credentials)
         self.members = Members(
@@ -190,6 +192,7 @@ class Instance:
                 "settings": self.parameters.loaded,
                 "refused_parameters": dict(self.parameters.refused),
                 "overridden_parameters": dict(self.parameters.overridden),
+                "tls": self.config.tls is not None and self.certificates.complete,
                 "restarted": self.restarted,
                 "start_failed": self.failed_starts[-1]
                 if len(self.failed_starts) >= _FAILED_STARTS
@@ -341,6 +344,18 @@ class Instance:
             if self.write_configuration():
                 self.reload()
 
+    async def adopt(self, config: ClusterConfig) -> None:
+        """Go on with this configuration, as far as this pod can."""
+        if config.tls is not None and not self.certificates.mounted:
+            # Made by an operator that has no certificates: they come with the next pod.
+            config = config.model_copy(update={"tls": None})
+        self.config = await self.parameters.adopt(config)
+
+    def renew_certificates(self) -> None:
+        """Take what the kubelet has brought; connections that are open keep what they have."""
+        if self.certificates.refresh() and self.server.running and self.config.tls is not None:
+            self.reload()
+
     async def keep_repmgrd(self) -> None:
         """Have repmgrd run, and do its work; not while it would take a hand-over for a loss."""
         if self.handing_over:
@@ -410,6 +425,8 @@ class Instance:
 
     def _prepare(self, control: ControlData | None, primary: bool) -> None:
         """postgres is about to be started: a standby with less than its WAL demands would end."""
+        if self.config.tls is not None:
+            self.certificates.require()
         self.parameters.floor = control.demands if control and not primary else {}
         wanted = render_postgres.parameters(self.config, instance=self.me)
         if render_postgres.lowering(wanted, self.parameters.floor):

@@ -105,7 +105,9 @@ def plan(
         wanted = replace(
             row,
             name=pod,
-            conninfo=render_repmgr.conninfo(names.pod_host(pod, config.name, config.namespace)),
+            conninfo=render_repmgr.conninfo(
+                names.pod_host(pod, config.name, config.namespace), config
+            ),
             location=_LOCATION,
         )
         if pod != me:

@@ -226,8 +226,9 @@ class Promotion:
         `settled`: and can be rejoined (postgres/local.py says what that takes).
         """
         address = self._members.addresses().get(holder)
+        config = self._config()
         serves = address is not None and await serves_as_primary(
-            render_repmgr.conninfo(address), settled=settled
+            render_repmgr.conninfo(host(holder, config), config, address=address), settled=settled
         )
         self._answer = (holder, monotonic_s(), serves)
         return serves

@@ -18,6 +18,7 @@ from typing import Any
 from pgcluster.api import names
 from pgcluster.api.errors import PgClusterError
 from pgcluster.proc import Result, run
+from pgcluster.render.repmgr import ENCRYPTED
 
 log = logging.getLogger(__name__)
 
@@ -223,6 +224,8 @@ def _conninfo(text: str) -> None:
         raise RefusedError(f"the connection string cannot be read: {error}") from error
     for part in parts:
         key, equals, value = part.partition("=")
+        if ENCRYPTED.get(key) == value:
+            continue
         if not equals or key not in _CONNINFO_KEYS or not _CONNINFO_VALUE.fullmatch(value):
             raise RefusedError(f"{part!r} is no part of an instance's connection string")
 

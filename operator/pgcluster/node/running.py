@@ -219,6 +219,7 @@ class Running:
             await instance.quieten_repmgrd()
         else:
             await instance.heed_demands(primary=False)
+            await instance.duties.encrypt_stream()
             if self._restart.due(observed):
                 await self._restart.standby(observed)
                 return 0.0
@@ -296,9 +297,8 @@ class Running:
         point = self._instance.standing.point
         if point is None or point.lsn.value == 0:
             return None
-        return await wal_gone(
-            render_repmgr.conninfo(host(holder, self._instance.config)), point.lsn
-        )
+        config = self._instance.config
+        return await wal_gone(render_repmgr.conninfo(host(holder, config), config), point.lsn)
 
     async def _promote_when_due(self, now_s: float) -> float:
         """The Lease is ours and repmgr has not promoted: do it, or let another try."""

@@ -228,7 +228,8 @@ class Stopped:
         instance.rejoining = True
         upstream = host(decision.upstream, instance.config)
         try:
-            result = await instance.duties.repmgr.node_rejoin(render_repmgr.conninfo(upstream))
+            conninfo = render_repmgr.conninfo(upstream, instance.config)
+            result = await instance.duties.repmgr.node_rejoin(conninfo)
         finally:
             instance.rejoining = False
         if result.status != 0 or not instance.server.running:

@@ -42,12 +42,12 @@ from pgcluster.pooler.files import Files
 from pgcluster.pooler.housekeeping import Housekeeping
 from pgcluster.pooler.metrics import Metrics
 from pgcluster.pooler.presence import Presence
-from pgcluster.pooler.probe import PrimaryProbe
+from pgcluster.pooler.probe import PrimaryProbe, Target, parameters
 from pgcluster.pooler.reporting import Reporter
 from pgcluster.pooler.settings import Settings
 from pgcluster.pooler.source import Source
 from pgcluster.pooler.watching import Observed
-from pgcluster.render.pgbouncer import AUTH_DATABASE
+from pgcluster.render.pgbouncer import AUTH_DATABASE, server_tls
 
 log = logging.getLogger(__name__)
 
@@ -67,7 +67,7 @@ class Agent:
         self._wake = asyncio.Event()
         self._stopping = asyncio.Event()
         self._beat_s = monotonic_s()
-        self._files = Files(settings.directory, settings.secrets)
+        self._files = Files(settings.directory, settings.secrets, settings.certificates)
         self._admin = Admin(
             socket_dir=str(settings.directory),
             port=settings.pgbouncer_port,
@@ -87,10 +87,8 @@ class Agent:
         )
         self._door = drain.Door(settings.directory / Path(names.PGBOUNCER_DOOR).name)
         self._closing = False
-        self._probe = PrimaryProbe(
-            pod=settings.pod, password=self._auth_password, changed=self._wake.set
-        )
-        self._presence = Presence(pod=settings.pod, password=self._auth_password)
+        self._probe = PrimaryProbe(login=self._login, changed=self._wake.set)
+        self._presence = Presence(login=self._login)
         self._observed = Observed(source, wake=self._wake.set, doubt=self._probe.ask_now)
         self._applied: Offer | None = None
         self._repointed_at_s: float | None = None
@@ -177,6 +175,7 @@ class Agent:
             self._beat_s = monotonic_s()
             try:
                 self._files.write_userlist()
+                self._files.write_certificates()
                 self._observed.write_first(self._files)
             except PgClusterError as error:
                 if str(error) != said:
@@ -336,8 +335,13 @@ class Agent:
         self._probe.aim((host, section.primary_port) if section and host else None)
         self._presence.show(section.standbys if section else ())
 
-    def _auth_password(self) -> str | None:
-        return self._files.password("auth-password")
+    def _login(self, target: Target) -> dict[str, str | int]:
+        return parameters(
+            target,
+            pod=self._settings.pod,
+            password=self._files.password("auth-password"),
+            tls=server_tls(self._files.settings()),
+        )
 
     @property
     def _primary(self) -> str | None:

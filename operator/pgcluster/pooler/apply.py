@@ -29,6 +29,8 @@ class Applier:
     def __init__(self, admin: Admin, files: Files) -> None:
         self._admin = admin
         self._files = files
+        # On disk, and pgbouncer has not said yet that it has read them.
+        self._certificates_due = False
 
     async def databases(self, offer: Offer) -> None:
         """Put a databases section in force; NotAccepted where pgbouncer shows another one.
@@ -76,6 +78,15 @@ class Applier:
                 await self._reload_again()
             raise NotAccepted(f"pgbouncer did not take the settings: {wrong[0]}")
         return waiting
+
+    async def certificates(self) -> bool:
+        """Have new connections use the mounted certificates; whether there was anything to do."""
+        self._certificates_due |= self._files.write_certificates()
+        if not self._certificates_due:
+            return False
+        await self._reload()
+        self._certificates_due = False
+        return True
 
     async def _try(self, wanted: dict[str, str], shown: dict[str, Setting]) -> None:
         """Set what is to change one by one; NotAccepted at the first that is refused.

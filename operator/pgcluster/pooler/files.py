@@ -1,5 +1,7 @@
 """pgbouncer's files on disk: written whole or not at all.
 
+A private key and its certificate are one file, so that pgbouncer never reads one without the other.
+
 pgbouncer disconnects the clients of every database that is missing from a file, so a reader must
 never see half of one.
 """
@@ -8,6 +10,8 @@ from __future__ import annotations
 
 import contextlib
 import os
+import ssl
+from collections.abc import Callable
 from pathlib import Path
 
 from pgcluster.api import names
@@ -18,14 +22,19 @@ from pgcluster.render.pgbouncer import content_hash, parse_section, userlist
 _INI = Path(names.PGBOUNCER_INI).name
 _DATABASES = Path(names.PGBOUNCER_DATABASES).name
 _USERLIST = Path(names.PGBOUNCER_USERLIST).name
+_PEM = Path(names.PGBOUNCER_PEM).name
+_SERVER_CA = Path(names.PGBOUNCER_SERVER_CA).name
 
 
 class Files:
-    """The files of one pgbouncer, and the Secret that its user list is made from."""
+    """The files of one pgbouncer, and the Secrets that its user list and certificates are of."""
 
-    def __init__(self, directory: Path, secrets: Path) -> None:
+    def __init__(
+        self, directory: Path, secrets: Path, certificates: Path = Path(names.POOL_TLS_DIR)
+    ) -> None:
         self._directory = directory
         self._secrets = secrets
+        self._certificates = certificates
 
     def complete(self) -> bool:
         """Whether pgbouncer can start."""
@@ -73,6 +82,35 @@ class Files:
         _write(self._directory / _USERLIST, text)
         return True
 
+    def write_certificates(self) -> bool:
+        """Take the mounted certificate, and whom to believe; whether that was news.
+
+        RetryError while they are not there or make no sense; what there was stays.
+        """
+        if not self._certificates.is_dir():
+            # Of an operator that knows no TLS, as are its settings.
+            return False
+        mounted = (self._certificates / "..data").resolve()
+        if not mounted.is_dir():
+            mounted = self._certificates
+        try:
+            key, certificate, authorities = (
+                (mounted / name).read_text()
+                for name in (names.PRIVATE_KEY_KEY, names.CERTIFICATE_KEY, names.SERVER_CA_KEY)
+            )
+        except OSError as error:
+            raise RetryError(f"the pools' certificate is not mounted: {error}") from error
+        wanted = {_PEM: key.rstrip("\n") + "\n" + certificate, _SERVER_CA: authorities}
+        changed = {
+            name: text for name, text in wanted.items() if text != _read(self._directory / name)
+        }
+        for name, text in changed.items():
+            try:
+                _write(self._directory / name, text, check=_CHECKS[name])
+            except (OSError, ValueError) as error:
+                raise RetryError(f"the pools' certificate cannot be used: {error}") from error
+        return bool(changed)
+
 
 def offer(text: str) -> Offer:
     """A databases section with what it says; ValueError where it cannot be read."""
@@ -86,12 +124,28 @@ def _read(path: Path) -> str | None:
         return None
 
 
-def _write(path: Path, text: str) -> None:
-    """By rename, readable by the owner only, and on disk when it returns."""
+def _check_pair(path: Path) -> None:
+    ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER).load_cert_chain(path)
+
+
+def _check_authorities(path: Path) -> None:
+    ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT).load_verify_locations(path)
+
+
+_CHECKS = {_PEM: _check_pair, _SERVER_CA: _check_authorities}
+
+
+def _write(path: Path, text: str, *, check: Callable[[Path], None] = lambda path: None) -> None:
+    """By rename, readable by the owner only, and on disk when it returns; `check` may object."""
     aside = path.with_name(f".{path.name}.{os.getpid()}")
     descriptor = os.open(aside, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
     with open(descriptor, "w") as file:
         file.write(text)
         file.flush()
         os.fsync(file.fileno())
+    try:
+        check(aside)
+    except BaseException:
+        aside.unlink()
+        raise
     aside.rename(path)

@@ -75,6 +75,8 @@ class Housekeeping:
             try:
                 if await self._applier.users():
                     log.info("the user list was reloaded")
+                if await self._applier.certificates():
+                    log.info("the certificates were reloaded")
             except PgClusterError as error:
                 log.warning("%s", error)
 

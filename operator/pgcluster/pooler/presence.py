@@ -8,10 +8,10 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable, Collection
+from collections.abc import Collection
 
 from pgcluster.pgbouncer.link import Link, LinkLost, Refused
-from pgcluster.pooler.probe import QUESTION, Target, parameters
+from pgcluster.pooler.probe import QUESTION, Login, Target
 
 log = logging.getLogger(__name__)
 
@@ -23,9 +23,8 @@ _EVERY_S = 1.0
 class Presence:
     """A connection to each of some servers, and a question a second; its answer is no matter."""
 
-    def __init__(self, *, pod: str, password: Callable[[], str | None]) -> None:
-        self._pod = pod
-        self._password = password
+    def __init__(self, *, login: Login) -> None:
+        self._login = login
         self._tasks: dict[Target, asyncio.Task[None]] = {}
 
     def show(self, targets: Collection[Target]) -> None:
@@ -43,8 +42,7 @@ class Presence:
         """For ever; a server that does not answer is the others' business."""
         while True:
             try:
-                given = parameters(target, pod=self._pod, password=self._password())
-                link = await Link.open(given, deadline_s=_OPEN_S)
+                link = await Link.open(self._login(target), deadline_s=_OPEN_S)
                 try:
                     while True:
                         await link.query(QUESTION, deadline_s=_ANSWER_S)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 from pgcluster.api import names
 from pgcluster.clock import monotonic_s
@@ -25,6 +25,7 @@ _RETRY_S = 0.05
 QUESTION = "SELECT pg_catalog.pg_is_in_recovery() AS in_recovery"
 
 Target = tuple[str, int]
+Login = Callable[[Target], dict[str, str | int]]
 
 
 def question(paused: int | None) -> str:
@@ -36,8 +37,13 @@ def question(paused: int | None) -> str:
     return QUESTION if paused is None else f"{QUESTION} /* paused {paused} */"
 
 
-def parameters(target: Target, *, pod: str, password: str | None) -> dict[str, str | int]:
-    """How a pooler's agent connects to an instance: by its name there it is heard."""
+def parameters(
+    target: Target, *, pod: str, password: str | None, tls: Mapping[str, str]
+) -> dict[str, str | int]:
+    """How a pooler's agent connects to an instance: by its name there it is heard.
+
+    `tls`: libpq's parameters, as pgbouncer itself connects.
+    """
     given: dict[str, str | int] = {
         "host": target[0],
         "port": target[1],
@@ -45,6 +51,7 @@ def parameters(target: Target, *, pod: str, password: str | None) -> dict[str, s
         "dbname": "postgres",
         "application_name": names.pooler_application(pod),
         "gssencmode": "disable",
+        **tls,
     }
     return given | ({"password": password} if password else {})
 
@@ -52,11 +59,8 @@ def parameters(target: Target, *, pod: str, password: str | None) -> dict[str, s
 class PrimaryProbe:
     """Follows one server at a time; `changed` is called when what it says has changed."""
 
-    def __init__(
-        self, *, pod: str, password: Callable[[], str | None], changed: Callable[[], None]
-    ) -> None:
-        self._pod = pod
-        self._password = password
+    def __init__(self, *, login: Login, changed: Callable[[], None]) -> None:
+        self._login = login
         self._changed = changed
         self._target: Target | None = None
         self._probe = Probe()
@@ -130,7 +134,7 @@ class PrimaryProbe:
             self._set(target, "lost")
             self._nudge.set()
 
-        return await Link.open(self._parameters(target), deadline_s=_OPEN_S, on_lost=lost)
+        return await Link.open(self._login(target), deadline_s=_OPEN_S, on_lost=lost)
 
     async def _ask(self, link: Link, target: Target) -> None:
         """Ask again and again until the connection ends: LinkLost."""
@@ -151,7 +155,7 @@ class PrimaryProbe:
 
     async def _not_answering(self, target: Target, reason: str) -> None:
         log.debug("probe: %s", reason)
-        given = {**self._parameters(target), "connect_timeout": 2}
+        given = {**self._login(target), "connect_timeout": 2}
         given.pop("password", None)
         timed_out = "within" in reason
         accepted = not timed_out and await asyncio.to_thread(accepts_connections, given)
@@ -169,9 +173,6 @@ class PrimaryProbe:
         if before.state != state or self._asked:
             self._asked = False
             self._changed()
-
-    def _parameters(self, target: Target) -> dict[str, str | int]:
-        return parameters(target, pod=self._pod, password=self._password())
 
     async def _sleep(self, seconds: float) -> None:
         with contextlib.suppress(TimeoutError):

@@ -24,6 +24,7 @@ class Settings:
     # Shared with pgbouncer: its files and its socket.
     directory: Path = Path(names.PGBOUNCER_DIR)
     secrets: Path = Path(names.SECRETS_DIR) / "pooler"
+    certificates: Path = Path(names.POOL_TLS_DIR)
     pgbouncer_port: int = names.PORT_PGBOUNCER
     agent_port: int = names.PORT_AGENT
 

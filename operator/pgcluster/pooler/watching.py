@@ -40,7 +40,9 @@ class Observed:
 
     def files_seen(self, data: dict[str, str]) -> None:
         """The ConfigMap with pgbouncer's files, as it is now."""
-        self.settings = data.get(names.PGBOUNCER_INI_KEY) or self.settings
+        plain = data.get(names.PGBOUNCER_INI_KEY)
+        # Without the second: an operator of a version that knows no TLS.
+        self.settings = data.get(names.PGBOUNCER_TLS_INI_KEY) or plain or self.settings
         text = data.get(names.DATABASES_KEY)
         if text:
             try:

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any, LiteralString
 
 import psycopg
+from psycopg import sql
 from psycopg.rows import dict_row
 
 from pgcluster.api import names
@@ -113,6 +114,11 @@ class LocalPostgres:
 
     async def query(self, statement: LiteralString, *values: object) -> list[dict[str, Any]]:
         """Run one statement; RetryError where its answer cannot be had."""
+        return await self._run(statement, *values)
+
+    async def _run(
+        self, statement: LiteralString | sql.Composed, *values: object
+    ) -> list[dict[str, Any]]:
         async with self._lock:
             try:
                 async with asyncio.timeout(self._deadline_s):
@@ -125,6 +131,14 @@ class LocalPostgres:
             except BaseException:
                 await self._drop()
                 raise
+
+    async def alter_system(self, parameter: str, value: str) -> None:
+        """Write a parameter into postgresql.auto.conf; it takes a reload to have its effect."""
+        await self._run(
+            sql.SQL("ALTER SYSTEM SET {} = {}").format(
+                sql.Identifier(parameter), sql.Literal(value)
+            )
+        )
 
     async def close(self) -> None:
         """Drop the connection, for instance because the server is about to stop."""

@@ -20,6 +20,7 @@ def config_maps(
     pools = cluster.spec.pgbouncer
     document = to_config(cluster, system_identifier=system_identifier, orders=orders)
     ini = pgbouncer_ini(pools.parameters, pool_mode=pools.pool_mode)
+    encrypted = pgbouncer_ini(pools.parameters, pool_mode=pools.pool_mode, tls=document.tls)
     return [
         _config_map(
             cluster,
@@ -31,7 +32,7 @@ def config_maps(
             cluster,
             names.config_map_pgbouncer(cluster.name),
             names.COMPONENT_PGBOUNCER,
-            {names.PGBOUNCER_INI_KEY: ini},
+            {names.PGBOUNCER_INI_KEY: ini, names.PGBOUNCER_TLS_INI_KEY: encrypted},
         ),
         _config_map(cluster, names.config_map_poolers(cluster.name), names.COMPONENT_PGBOUNCER, {}),
     ]

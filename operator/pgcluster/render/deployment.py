@@ -52,6 +52,7 @@ def deployment(cluster: PgCluster, *, image: str) -> Manifest:
                     "volumes": [
                         pods.memory_volume("run", "16Mi"),
                         pods.secret_volume("pooler", names.secret_pooler(cluster.name)),
+                        pods.secret_volume("tls", names.secret_pool_tls(cluster.name)),
                         pods.token_volume(),
                     ],
                     **pods.scheduling(cluster, names.COMPONENT_PGBOUNCER),
@@ -107,6 +108,7 @@ def _agent(cluster: PgCluster, image: str) -> Manifest:
         "volumeMounts": [
             {"name": "run", "mountPath": names.PGBOUNCER_DIR},
             pods.secret_mount("pooler"),
+            pods.secret_mount("tls"),
             pods.token_mount(),
         ],
     }

@@ -15,7 +15,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from pgcluster.api import names
-from pgcluster.api.config import ClusterConfig
+from pgcluster.api.config import ClusterConfig, TlsConfig
 
 _HEADER = "; pgcluster "
 # Where logins are looked up: `postgres` through the primary, its read-only twin through a standby.
@@ -180,10 +180,41 @@ def content_hash(text: str) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
-def pgbouncer_ini(parameters: Mapping[str, str], *, pool_mode: str = "transaction") -> str:
+def encryption(config: TlsConfig) -> dict[str, str]:
+    """The settings of TLS.
+
+    pgbouncer compares the name in a certificate with the host of the databases section, which is an
+    address: names would need a DNS that notices a failover. But no certificate could be renewed
+    within a failover for a pod's new address. So it verifies who has signed: that authority signs
+    for nobody but the instances of this cluster. While one of them has no certificate yet, it
+    encrypts where it can.
+    """
+    made = {
+        "client_tls_sslmode": config.clients,
+        "server_tls_ca_file": names.PGBOUNCER_SERVER_CA,
+        "server_tls_protocols": "tlsv1.3",
+        "server_tls_sslmode": "verify-ca" if config.enforced else "prefer",
+    }
+    if config.clients != "disable":
+        older = "tlsv1.2," if config.min_version == "1.2" else ""
+        made |= {
+            "client_tls_cert_file": names.PGBOUNCER_PEM,
+            "client_tls_key_file": names.PGBOUNCER_PEM,
+            "client_tls_protocols": f"{older}tlsv1.3",
+        }
+    return made
+
+
+def pgbouncer_ini(
+    parameters: Mapping[str, str],
+    *,
+    pool_mode: str = "transaction",
+    tls: TlsConfig | None = None,
+) -> str:
     """`pgbouncer.ini`: our defaults, the user's (already checked), then what the operator owns.
 
-    ValueError for a parameter that would break the file.
+    Without `tls` for an agent of a version without. ValueError for a parameter that would break
+    the file.
     """
     defaults = {
         "default_pool_size": "25",
@@ -223,7 +254,7 @@ def pgbouncer_ini(parameters: Mapping[str, str], *, pool_mode: str = "transactio
         "tcp_user_timeout": "3000",
         "unix_socket_dir": names.PGBOUNCER_DIR,
     }
-    settings = {**defaults, **parameters, **owned}
+    settings = {**defaults, **parameters, **owned, **(encryption(tls) if tls else {})}
     lines = [f"{_setting(key)} = {_one_line(value)}" for key, value in sorted(settings.items())]
     return "\n".join(["[pgbouncer]", *lines, "", f"%include {names.PGBOUNCER_DATABASES}"]) + "\n"
 
@@ -232,6 +263,15 @@ def restart_settings(parameters: Mapping[str, str]) -> str | None:
     """The hash of those settings that pgbouncer reads only when it starts; None without any."""
     chosen = {key: value for key, value in parameters.items() if key in _AT_START}
     return content_hash(json.dumps(chosen, sort_keys=True)) if chosen else None
+
+
+def server_tls(text: str | None) -> dict[str, str]:
+    """How a pgbouncer with these settings connects to its servers, in libpq's words."""
+    settings = settings_of(text or "")
+    ca = settings.get("server_tls_ca_file")
+    if ca is None:
+        return {}
+    return {"sslmode": settings.get("server_tls_sslmode", "prefer"), "sslrootcert": ca}
 
 
 def settings_of(text: str) -> dict[str, str]:

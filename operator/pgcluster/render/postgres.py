@@ -176,7 +176,20 @@ def parameters(
         # pg_rewind needs it where data checksums are off.
         "wal_log_hints": "on",
     }
-    return {**raised({**defaults, **config.parameters}, floor or {}), **owned}
+    return {**raised({**defaults, **config.parameters}, floor or {}), **owned, **encryption(config)}
+
+
+def encryption(config: ClusterConfig) -> dict[str, str]:
+    """The parameters of TLS; each of them takes a reload only."""
+    if config.tls is None:
+        return {}
+    return {
+        "ssl": "on",
+        "ssl_ca_file": names.CA_PEM,
+        "ssl_cert_file": names.SERVER_PEM,
+        "ssl_key_file": names.SERVER_PEM,
+        "ssl_min_protocol_version": f"TLSv{config.tls.min_version}",
+    }
 
 
 def quote(value: str) -> str:
@@ -204,26 +217,29 @@ def postgresql_conf(
 
 
 def pg_hba_conf(config: ClusterConfig) -> str:
-    """`pg_hba.conf`: the agent by peer, everybody else by SCRAM, and nobody by trust.
+    """`pg_hba.conf`: the agent by peer, the other instances by certificate, everybody else by SCRAM
+    under TLS, and nobody by trust.
 
     The superuser `postgres` has no password and logs in over the local socket only, unless the spec
     says that more is meant (`hba_superuser`). The first line that fits decides, so the user's other
     lines cannot open what stands above them.
     """
     repmgr = names.ROLE_REPMGR
+    network, instances = ("hostssl", "cert") if config.tls_enforced else ("host", "scram-sha-256")
+    clients = "hostssl" if config.tls_required else "host"
     lines = [
         "local all postgres peer",
         f"local all {repmgr} scram-sha-256",
         f"local replication {repmgr} scram-sha-256",
         *config.hba_superuser,
         "host all postgres all reject",
-        f"host {names.DB_REPMGR} {repmgr} all scram-sha-256",
-        f"host postgres {repmgr} all scram-sha-256",
-        f"host replication {repmgr} all scram-sha-256",
+        f"{network} {names.DB_REPMGR} {repmgr} all {instances}",
+        f"{network} postgres {repmgr} all {instances}",
+        f"{network} replication {repmgr} all {instances}",
         f"host all {repmgr} all reject",
-        f"host postgres {names.ROLE_POOLER} all scram-sha-256",
+        f"{network} postgres {names.ROLE_POOLER} all scram-sha-256",
         f"host all {names.ROLE_POOLER} all reject",
         *config.hba,
-        "host all all all scram-sha-256",
+        f"{clients} all all all scram-sha-256",
     ]
     return "\n".join(lines) + "\n"

@@ -47,8 +47,8 @@ def _node_rules(cluster: PgCluster) -> list[Manifest]:
     if taken_over := import_config(cluster):
         source = taken_over.source
         passwords |= {source.password_secret, *filter(None, (source.ca_secret,))}
-    # Whoever reads that one can make himself an instance.
-    passwords.discard(names.secret_ca(name))
+    # Whoever reads one of those can make himself an instance, or a pooler.
+    passwords -= {names.secret_ca(name), names.secret_pool_ca(name), names.secret_pool_tls(name)}
     if passwords:
         rules.append(_rule("", "secrets", passwords, ("get",)))
     return rules

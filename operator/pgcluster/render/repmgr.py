@@ -20,6 +20,14 @@ _TCP = {
     "tcp_user_timeout": "3000",
 }
 
+# An instance shows that it is one, and asks the same of whom it connects to, by name.
+ENCRYPTED = {
+    "sslmode": "verify-full",
+    "sslrootcert": names.CA_PEM,
+    "sslcert": names.CLIENT_PEM,
+    "sslkey": names.CLIENT_PEM,
+}
+
 # The gate blocks for less than this, and a loser of the election waits this long for its winner.
 PRIMARY_NOTIFICATION_TIMEOUT_S = 60
 
@@ -29,17 +37,20 @@ def bindir(postgres_major: int) -> str:
     return f"/usr/lib/postgresql/{postgres_major}/bin"
 
 
-def conninfo(host: str) -> str:
-    """How everybody reaches the instance `host` as repmgr.
+def conninfo(host: str, config: ClusterConfig, *, address: str | None = None) -> str:
+    """How everybody reaches the instance `host` as repmgr; at `address`, where that is known.
 
-    Never a password: repmgr stores the string in its table and prints it.
+    Never a password: repmgr stores the string in its table and prints it. The password file stays
+    in it for the moment in which a server may not ask for certificates yet.
     """
     parts = {
         "host": host,
+        **({"hostaddr": address} if address else {}),
         "port": str(names.PORT_POSTGRES),
         "user": names.ROLE_REPMGR,
         "dbname": names.DB_REPMGR,
         "passfile": names.PASSFILE,
+        **(ENCRYPTED if config.tls_enforced else {}),
         **_TCP,
     }
     return " ".join(f"{key}={value}" for key, value in parts.items())
@@ -65,7 +76,7 @@ def repmgr_conf(config: ClusterConfig, *, instance: str, data_directory: str = n
     settings = {
         "node_id": str(names.node_id(instance)),
         "node_name": instance,
-        "conninfo": conninfo(names.pod_host(instance, config.name, config.namespace)),
+        "conninfo": conninfo(names.pod_host(instance, config.name, config.namespace), config),
         "data_directory": data_directory,
         "passfile": names.PASSFILE,
         "pg_bindir": bin_,

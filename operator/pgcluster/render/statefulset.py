@@ -89,6 +89,8 @@ def _pod(cluster: PgCluster, image: str) -> Manifest:
             pods.secret_volume("repmgr", names.secret_repmgr(cluster.name)),
             pods.secret_volume("pooler", names.secret_pooler(cluster.name)),
             pods.secret_volume("peers", names.secret_peers(cluster.name)),
+            pods.secret_volume("server", names.secret_server(cluster.name)),
+            pods.secret_volume("client", names.secret_replication(cluster.name)),
             pods.token_volume(),
         ],
         **pods.scheduling(cluster, names.COMPONENT_POSTGRES),
@@ -106,6 +108,8 @@ def _container(cluster: PgCluster, image: str) -> Manifest:
         pods.secret_mount("repmgr"),
         pods.secret_mount("pooler"),
         pods.secret_mount("peers"),
+        pods.secret_mount("server"),
+        pods.secret_mount("client"),
         pods.token_mount(),
     ]
     if cluster.spec.storage.wal_size is not None:
@@ -117,11 +121,12 @@ def _container(cluster: PgCluster, image: str) -> Manifest:
         "env": [
             *pods.environment(cluster),
             # So that postgres, repmgr and a person's shell find the other instances without DNS,
-            # their passwords, and the socket.
+            # their passwords, and the socket; and are known there, as what a person types is too.
             {"name": "LD_PRELOAD", "value": "libnss_wrapper.so"},
             {"name": "NSS_WRAPPER_HOSTS", "value": names.HOSTS_FILE},
             {"name": "PGHOST", "value": names.PG_SOCKET_DIR},
             {"name": "PGPASSFILE", "value": names.PASSFILE},
+            *({"name": name, "value": names.CLIENT_PEM} for name in names.ENV_CLIENT_CERTIFICATE),
         ],
         "ports": [
             {"name": "postgres", "containerPort": names.PORT_POSTGRES},

@@ -45,17 +45,13 @@ class Repmgr:
         """Forget the standby with this node id, which need not be there any more."""
         return await self._run("standby", "unregister", f"--node-id={node_id}", deadline_s=60)
 
-    async def standby_clone(self, host: str, *, extra: tuple[str, ...] = ()) -> Result:
-        """Copy the server on `host` into the data directory that the configuration names.
+    async def standby_clone(self, conninfo: str) -> Result:
+        """Copy the server at `conninfo` into the data directory that the configuration names.
 
         Without a deadline worth the name: a clone takes as long as the data is large.
         """
         return await self._run(
-            f"--host={host}",
-            f"--port={names.PORT_POSTGRES}",
-            f"--username={names.ROLE_REPMGR}",
-            f"--dbname={names.DB_REPMGR}",
-            *extra,
+            f"--dbname={conninfo}",
             "standby",
             "clone",
             "--fast-checkpoint",

@@ -174,6 +174,8 @@ class Client:
             "password": environment["PGPASSWORD"],
             "dbname": environment["PGDATABASE"],
             "application_name": "e2e-client",
+            # Else libpq would try again in clear text, and tell of that instead of the reason.
+            "sslmode": "require",
             "connect_timeout": "10",
             # Notices a pooler that vanished without a word, and never a pooler that lets it wait.
             "tcp_user_timeout": "5000",

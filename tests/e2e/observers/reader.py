@@ -136,6 +136,7 @@ def main() -> None:
         "password": os.environ["PGPASSWORD"],
         "dbname": os.environ["PGDATABASE"] + "_ro",
         "application_name": "e2e-reader",
+        "sslmode": "require",
         "connect_timeout": 10,
         "tcp_user_timeout": 5000,
         "keepalives_idle": 2,

@@ -241,6 +241,8 @@ class Watcher:
             "password": environment["PGPASSWORD"],
             "dbname": environment["PGDATABASE"],
             "application_name": "e2e-watcher",
+            # Else libpq would try again in clear text, and tell of that instead of the reason.
+            "sslmode": "require",
             "connect_timeout": "1",
             "tcp_user_timeout": "1000",
             "keepalives_idle": "1",

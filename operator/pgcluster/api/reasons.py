@@ -110,6 +110,21 @@ CONDITIONS: Mapping[str, Reason] = {
         "a new cluster takes over the data of another server",
         "nothing: `members[].progress` says how far it is: [Import](import.md)",
     ),
+    c.CERTIFICATE_INVALID: Reason(
+        "Degraded",
+        "the certificate that `spec.tls` names cannot be used; the pools go on with what they have",
+        "correct the Secret as the message says: [TLS](tls.md)",
+    ),
+    c.CERTIFICATE_MISSING: Reason(
+        "Degraded",
+        "the Secret that `spec.tls` names is not there, or lacks a key",
+        "make it, or correct `spec.tls.secretName` or `spec.tls.issuerRef`",
+    ),
+    c.CERT_MANAGER_MISSING: Reason(
+        "Degraded",
+        "`spec.tls.issuerRef` is set, and the API server knows no cert-manager",
+        "install cert-manager, or remove the field",
+    ),
     c.IMPORT_FAILED: Reason(
         "Ready=False, Stalled",
         "that came to nothing; it is tried again by itself",

@@ -431,6 +431,16 @@ def with_pools(
     return dataclasses.replace(seen, children=children)
 
 
+def test_poolers_with_and_without_tls_both_have_the_present_settings() -> None:
+    encrypted = f"{INI}client_tls_sslmode = require\n"
+    files = {names.PGBOUNCER_INI_KEY: INI, names.PGBOUNCER_TLS_INI_KEY: encrypted}
+    for text, is_late in ((INI, False), (encrypted, False), ("former", True)):
+        seen = with_pools(pooler(settings_hash=content_hash(text)))
+        children = {**seen.children, ("ConfigMap", "shop-pgbouncer"): {"data": files}}
+        found = told(dataclasses.replace(seen, children=children))
+        assert (condition(found, "Progressing")[1] == "PoolSettings") is is_late
+
+
 def test_settings_on_their_way_to_the_poolers_are_told() -> None:
     late = told(with_pools(pooler(settings_hash="another")))
     assert condition(late, "Ready") == ("True", "AllReady")

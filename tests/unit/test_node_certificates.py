@@ -9,10 +9,13 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
+from psycopg.conninfo import conninfo_to_dict
 
 from pgcluster.api.errors import RetryError
 from pgcluster.controller.certificates import internal, plan
 from pgcluster.node.certificates import Certificates
+from pgcluster.node.duties import with_tls
+from pgcluster.render.repmgr import ENCRYPTED
 
 NOW = datetime(2026, 5, 1, 9, 0, tzinfo=UTC)
 
@@ -121,3 +124,16 @@ def test_the_key_of_another_certificate_is_not_taken(pod: Pod) -> None:
     pod.mount({**leaves, "shop-server": mixed})
     with pytest.raises(RetryError, match="cannot be taken"):
         pod.certificates.require()
+
+
+def test_an_upstream_of_before_is_kept_and_gets_tls() -> None:
+    before = "host=shop-0.shop-nodes.test.svc user=repmgr passfile='/run/x' application_name=shop-1"
+    after = with_tls(before)
+    assert after is not None
+    kept = conninfo_to_dict(before)
+    assert conninfo_to_dict(after) == {**kept, **ENCRYPTED}
+    assert with_tls(after) is None, "nothing is written again"
+
+
+def test_a_standby_without_an_upstream_is_given_none() -> None:
+    assert with_tls("") is None

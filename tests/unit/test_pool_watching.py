@@ -202,3 +202,11 @@ async def test_a_report_is_written_on_change_only_and_again_after_a_failure(
     await asyncio.sleep(0.05)
     assert [report.ready for report in api.reports] == [False, True]
     running.cancel()
+
+
+async def test_settings_with_tls_go_before_those_for_agents_without(world: World) -> None:
+    both = {names.PGBOUNCER_INI_KEY: "plain", names.PGBOUNCER_TLS_INI_KEY: "encrypted"}
+    world.observed.files_seen(both)
+    assert world.observed.settings == "encrypted"
+    world.observed.files_seen({names.PGBOUNCER_INI_KEY: "plain"})
+    assert world.observed.settings == "plain", "of an operator that knows no TLS"

@@ -49,10 +49,13 @@ class Row:
 
 
 def with_tls(upstream: str) -> str | None:
-    """A standby's connection string to its upstream, with TLS; None where it has it already."""
+    """A standby's connection string to its upstream, with TLS; None where it has it already, or has
+    no upstream."""
     parts = conninfo.conninfo_to_dict(upstream)
     wanted = {**parts, **render_repmgr.ENCRYPTED}
-    return None if wanted == parts else conninfo.make_conninfo("", **wanted)
+    if wanted == parts or not parts.get("host"):
+        return None
+    return conninfo.make_conninfo("", **wanted)
 
 
 class Duties:

@@ -71,7 +71,7 @@ def test_at_rest_nothing_is_written(shop: Cluster) -> None:
 def test_an_upgrade_of_the_operator_touches_nothing(shop: Cluster, system: Kubectl) -> None:
     """A34: it restarts with other images for new clusters, and back."""
     shop.settled()
-    before, restarts, poolers = versions(shop), shop.restarts(), shop.poolers()
+    before, restarts, poolers = _owned(shop), shop.restarts(), shop.poolers()
     secret = shop.secret(names.secret_app("shop"))
     mark = _now(shop, poolers[0])
     deployment = system.json("get", "deployment", "pgcluster-operator")
@@ -80,14 +80,19 @@ def test_an_upgrade_of_the_operator_touches_nothing(shop: Cluster, system: Kubec
     newer = {name: str(environment[name]).replace("0.1.0", "0.1.1") for name in IMAGES}
     try:
         _upgraded(system, newer)
-        stays(lambda: _different(before, versions(shop)), for_s=20, every=4)
+        stays(lambda: _different(before, _owned(shop)), for_s=20, every=4)
     finally:
         _upgraded(system, {name: str(environment[name]) for name in IMAGES})
     assert shop.restarts() == restarts
     assert shop.secret(names.secret_app("shop")) == secret
     for pooler in poolers:
         assert "RELOAD" not in shop.logs(pooler, since=mark)
-    assert _different(before, versions(shop))
+    assert _different(before, _owned(shop))
+
+
+def _owned(shop: Cluster) -> dict[str, str]:
+    """All but the PgCluster, whose status says that there is a newer image."""
+    return {key: found for key, found in versions(shop).items() if not key.startswith("PgCluster/")}
 
 
 def _upgraded(system: Kubectl, environment: dict[str, str]) -> None:

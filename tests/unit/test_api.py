@@ -89,7 +89,8 @@ def test_rules_name_the_field_and_what_to_do() -> None:
 def test_the_crd_has_columns_short_name_and_subresources() -> None:
     version = crd()["spec"]["versions"][0]
     columns = [column["name"] for column in version["additionalPrinterColumns"]]
-    assert columns == ["Instances", "Ready", "Primary", "Status", "Age"]
+    assert columns[:5] == ["Instances", "Ready", "Primary", "Status", "Age"]
+    assert columns[5:] == ["Timeline", "Progress", "Message"]
     assert crd()["spec"]["names"]["shortNames"] == ["pgc"]
     assert version["subresources"].keys() == {"status", "scale"}
 

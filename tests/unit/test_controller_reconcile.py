@@ -919,3 +919,34 @@ async def test_a_failed_wish_of_its_own_does_not_make_the_operator_look_less_oft
     result = await operator(SHOP)
     assert result is not None
     assert result.again_s == 15.0
+
+
+# --- waiting ------------------------------------------------------------------------------------
+async def test_a_change_that_was_just_written_is_not_called_done_before_the_next_look(
+    kube: FakeKube,
+) -> None:
+    """The look that writes it has seen the objects as they were before."""
+    await reconcile(kube)
+    run(kube)
+    deployment = kube.find(DEPLOYMENTS, "shop-pgbouncer")
+    assert deployment is not None
+    deployment["status"] = {"replicas": 1, "updatedReplicas": 1}
+    await reconcile(kube)
+    await reconcile(kube)
+    assert condition(kube, "Progressing")["reason"] == "Settled"
+    want(kube, postgres={"hba": ["host all all 10.0.0.0/8 scram-sha-256"]})
+    result = await reconciler(kube)(SHOP)
+    assert result is not None
+    assert result.again_s is not None
+    assert result.again_s <= 1
+    assert condition(kube, "Ready")["status"] == "True"
+    assert condition(kube, "Reconciling")["reason"] == "Applying"
+    body = kube.find(PGCLUSTERS, "shop")
+    assert body is not None
+    assert body["status"]["observedGeneration"] == body["metadata"]["generation"]
+    await reconcile(kube)
+    assert condition(kube, "Progressing")["reason"] == "Settled"
+    settled = kube.find(PGCLUSTERS, "shop")
+    assert settled is not None
+    assert "Reconciling" not in [each["type"] for each in settled["status"]["conditions"]]
+    assert await reconcile(kube) == [], "and nothing is written for it any more"

@@ -10,7 +10,7 @@ from __future__ import annotations
 from copy import deepcopy
 from typing import Any
 
-from pgcluster.api import names
+from pgcluster.api import conditions, names
 from pgcluster.api.models import PgCluster
 
 # Titles repeat the field's name; defaults are applied by the operator, not stamped into objects;
@@ -107,8 +107,14 @@ def structural(node: dict[str, Any], definitions: dict[str, Any]) -> dict[str, A
 
 
 def _columns() -> list[dict[str, Any]]:
-    def column(name: str, type_: str, path: str, description: str) -> dict[str, Any]:
-        return {"name": name, "type": type_, "jsonPath": path, "description": description}
+    def column(
+        name: str, type_: str, path: str, description: str, *, wide: bool = False
+    ) -> dict[str, Any]:
+        made = {"name": name, "type": type_, "jsonPath": path, "description": description}
+        return {**made, "priority": 1} if wide else made
+
+    def condition(kind: str, field: str) -> str:
+        return f'.status.conditions[?(@.type=="{kind}")].{field}'
 
     return [
         column("Instances", "integer", ".spec.instances", "Instances that are wanted"),
@@ -116,4 +122,19 @@ def _columns() -> list[dict[str, Any]]:
         column("Primary", "string", ".status.primary", "Pod of the primary"),
         column("Status", "string", ".status.summary", "What the cluster is doing"),
         column("Age", "date", ".metadata.creationTimestamp", "Since when it exists"),
+        column("Timeline", "integer", ".status.timeline", "Timeline of the primary", wide=True),
+        column(
+            "Progress",
+            "string",
+            condition(conditions.PROGRESSING, "reason"),
+            "What is under way",
+            wide=True,
+        ),
+        column(
+            "Message",
+            "string",
+            condition(conditions.READY, "message"),
+            "Why it is ready, or is not",
+            wide=True,
+        ),
     ]

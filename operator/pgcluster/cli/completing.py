@@ -19,7 +19,7 @@ from pgcluster.cli.terms import DONE, say
 
 # cobra's directives: no names of files; or leave it to the shell.
 _NO_FILES, _DEFAULT = 4, 0
-_WITHIN_S = 2.0
+_WITHIN_S = 4.0
 
 # (kind of value, namespace and the like, the cluster that is named) → values
 Values = Callable[[str, argparse.Namespace, str | None], Sequence[str]]

@@ -64,7 +64,7 @@ _OF_THE_CLUSTER = (
     SERVICE_ACCOUNTS,
     STATEFUL_SETS,
 )
-# Keys of Secrets that are none: they would be taken out of everything else.
+# Keys of Secrets, or their ends, whose values are none: they would be taken out of everything else.
 _PUBLIC = ("username", "user", "host", "port", "dbname", "database", "ca.crt", "tls.crt")
 _OF_A_NODE = ("conditions", "allocatable", "capacity", "nodeInfo", "addresses")
 _IN_INSTANCE = {
@@ -224,7 +224,7 @@ def referenced(spec: Any, of: str = "") -> Iterator[str]:
 def values_in(secret: Mapping[str, Any]) -> Iterator[str]:
     """What of a Secret is secret. Pure."""
     for field, value in (secret.get("data") or {}).items():
-        if field in _PUBLIC:
+        if field.endswith(_PUBLIC):
             continue
         text = base64.b64decode(value).decode(errors="replace")
         yield text

@@ -80,6 +80,7 @@ def test_an_upgrade_of_the_operator_touches_nothing(shop: Cluster, system: Kubec
     newer = {name: str(environment[name]).replace("0.1.0", "0.1.1") for name in IMAGES}
     try:
         _upgraded(system, newer)
+        shop.condition_says("RolloutPending .*0.1.1.*restarts nobody", within=30)
         stays(lambda: _different(before, _owned(shop)), for_s=20, every=4)
     finally:
         _upgraded(system, {name: str(environment[name]) for name in IMAGES})

@@ -199,7 +199,7 @@ def test_an_operator_for_one_namespace_works_there_and_sees_no_other(
         )
         assert single.owned("networkpolicies")
         assert not unseen.owned("statefulsets,configmaps,services,pods")
-        assert not unseen.get().get("status")
+        assert not unseen.get()["status"].get("conditions")
         log = own_namespace.run("logs", "deployment/pgcluster-operator")
         assert "nodes may not be watched" in log
         assert "is forbidden" not in log

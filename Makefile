@@ -23,7 +23,7 @@ check: bootstrap ## linters, types, layers, unit tests, generated files: under a
 	@$(STEP) "Lint" $(VENV)/ruff check --quiet .
 	@$(STEP) "Format" $(VENV)/ruff format --quiet --check .
 	@$(STEP) "Types" $(VENV)/mypy
-	@$(STEP) "Types of the tests" $(VENV)/mypy tests/e2e tests/bench tests/chaos tests/model
+	@$(STEP) "Types of the tests" $(VENV)/mypy tests/e2e tests/bench tests/chaos tests/model tests/charts
 	@$(STEP) "Layers" $(VENV)/lint-imports
 	@$(STEP) "Generated files" $(VENV)/pgcluster-crds --check
 	@$(STEP) "Unit tests" $(VENV)/pytest -q tests/unit

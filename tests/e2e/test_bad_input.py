@@ -54,6 +54,8 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
     ({"postgres": {"parameters": {"data_directory": "/elsewhere"}}}, "data_directory"),
     ({"postgres": {"parameters": {"primary_conninfo": "host=other"}}}, "primary_conninfo"),
     ({"postgres": {"hba": ["host all all 0.0.0.0/0 trust"]}}, r"hba\[0\]"),
+    ({"postgres": {"hba": ["host all all 10.0.0.0/8 password"]}}, "clearTextPasswords"),
+    ({"postgres": {"hba": ["hostssl all postgres all cert"]}}, "superuserOverNetwork"),
     ({"pgbouncer": {"parameters": {"auth_type": "any"}}}, "auth_type"),
     ({"users": [{"name": "x", "memberOf": ["nobody_knows"]}]}, "nobody_knows"),
 ]

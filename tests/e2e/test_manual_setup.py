@@ -207,7 +207,7 @@ def test_status_and_metrics_tell_the_lag_of_each_standby(shop: Cluster) -> None:
 
 def test_pgbouncer_ini_has_the_shape_that_dbas_know(shop: Cluster) -> None:
     data = shop.kubectl.json("get", "configmap", names.config_map_pgbouncer("shop"))["data"]
-    ini = data[names.PGBOUNCER_INI_KEY]
+    ini = data[names.PGBOUNCER_TLS_INI_KEY]
     assert re.search(r"^%include .*databases\.ini$", ini, re.MULTILINE)
     assert re.search(r"^pool_mode = transaction$", ini, re.MULTILINE)
     assert re.search(r"^auth_type = scram-sha-256$", ini, re.MULTILINE)

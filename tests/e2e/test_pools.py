@@ -71,7 +71,7 @@ def all_have(pooled: Cluster, key: str, value: str) -> None:
 
     def there() -> bool:
         name = names.config_map_pgbouncer(pooled.name)
-        ini = pooled.kubectl.json("get", "configmap", name)["data"][names.PGBOUNCER_INI_KEY]
+        ini = pooled.kubectl.json("get", "configmap", name)["data"][names.PGBOUNCER_TLS_INI_KEY]
         assert f"\n{key} = {value}\n" in ini, ini
         status = pooled.status()
         hashes = {row.get("settingsHash") for row in status["poolers"]}

@@ -166,6 +166,11 @@ def test_of_three_instances_the_last_one_reads_and_is_promoted_by_a_person(
             within=30,
             what="the status names the survivor",
         )
+        record = shop.status()["forcedPromotion"]
+        assert (record["instance"], record["state"]) == (survivor, "Succeeded"), record
+        trail = {event["reason"]: event["message"] for event in shop.events()}
+        for reason in ("ForcedPromotionRequested", "ForcedPromotionSucceeded"):
+            assert "asked for by kubectl" in trail[reason], trail
     outcome = ordeal.ended(may_lose=True)
     assert outcome.after == survivor
     assert {shop.value(pod, "SELECT one FROM by_force", "app") for pod in shop.instances()} == {"1"}

@@ -88,6 +88,12 @@ def test_an_annotation_is_carried_out_once_and_never_again(
     eventually(refused, within=60, what="the next request is refused")
     shop.condition_says("SwitchoverRefused .*no standby shop-17", within=30)
     assert shop.status()["epoch"] == epoch
+    by = "(asked for by kubectl-annotate)"
+    trail = {(event["reason"], by in event["message"]) for event in shop.events()}
+    for reason in ("SwitchoverRequested", "SwitchoverSucceeded", "SwitchoverRefused"):
+        assert (reason, True) in trail, trail
+    log = system.run("logs", "-l", "app.kubernetes.io/name=pgcluster-operator", "--tail=-1")
+    assert "event SwitchoverRefused: request shop-17:typo (asked for by" in log
     outcome = ordeal.ended()
     assert outcome.counted["errors"] == 0, outcome.counted["errors_by_text"]
 

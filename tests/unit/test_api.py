@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from pgcluster.api import conditions, names
 from pgcluster.api.crd import crd, schema, structural
+from pgcluster.api.holes import REASONS, Hole
 from pgcluster.api.models import PgCluster, to_config, users
 from pgcluster.api.quantities import parse_bytes, parse_seconds
 from pgcluster.api.validation import REFUSED_PARAMETERS, check
@@ -61,7 +62,8 @@ def test_the_owner_of_a_database_becomes_a_role_and_the_first_gets_the_secret() 
 def test_every_node_of_the_schema_has_a_type_and_every_field_a_description() -> None:
     for path, node in nodes(schema()):
         assert "type" in node or node.get("x-kubernetes-int-or-string"), path
-        assert not {"$ref", "title", "default", "prefixItems"} & node.keys(), path
+        assert not {"$ref", "title", "prefixItems"} & node.keys(), path
+        assert "default" not in node or path == ".status", path
         if path.rpartition(".")[2] not in ("", "metadata") and not path.endswith(("[]", "{}")):
             assert node.get("description", "").endswith("."), path
 
@@ -106,13 +108,13 @@ def test_unions_and_tuples_have_no_structural_form() -> None:
         ({"postgres": {"parameters": {"wal_level": "minimal"}}}, "spec.postgres.parameters.wal_le"),
         ({"postgres": {"parameters": {"work_mem": "1\nport=1"}}}, "spec.postgres.parameters.work"),
         ({"postgres": {"hba": ["host all all all trust"]}}, "spec.postgres.hba[0]"),
-        ({"postgres": {"hba": ["host a a a md5", "nonsense"]}}, "spec.postgres.hba[1]"),
+        ({"postgres": {"hba": ["host a a a reject", "nonsense"]}}, "spec.postgres.hba[1]"),
         ({"postgres": {"hba": ["host all all"]}}, "spec.postgres.hba[0]"),
         ({"postgres": {"hba": ['host all all all "trust"']}}, "spec.postgres.hba[0]"),
         ({"postgres": {"hba": ["host all all all md5 \\"]}}, "spec.postgres.hba[0]"),
         ({"postgres": {"hba": ["host all all all sha"]}}, "spec.postgres.hba[0]"),
-        ({"postgres": {"hba": ["host all all 10.0.0.0/33 md5"]}}, "spec.postgres.hba[0]"),
-        ({"postgres": {"hba": ["host all all 10.0.0.1 md5"]}}, "spec.postgres.hba[0]"),
+        ({"postgres": {"hba": ["host all all 10.0.0.0/33 reject"]}}, "spec.postgres.hba[0]"),
+        ({"postgres": {"hba": ["host all all 10.0.0.1 reject"]}}, "spec.postgres.hba[0]"),
         ({"postgres": {"hba": ["host all all all peer"]}}, "spec.postgres.hba[0]"),
         (
             {"postgres": {"parameters": {"max_wal_senders": "0"}}},
@@ -156,15 +158,83 @@ def test_what_the_schema_lets_through_is_found(spec: dict[str, Any], field: str)
     "line",
     [
         "hostssl all all 10.0.0.0/8 scram-sha-256",
-        "host all all 10.0.0.1 255.255.255.255 md5",
+        "host all all 10.0.0.1 255.255.255.255 scram-sha-256",
         "host shop, books alice,+staff ::1/128 scram-sha-256 # a comment",
-        'host "my db" all .example.com ldap ldapserver=ldap ldapprefix="uid="',
+        'hostssl "my db" all .example.com ldap ldapserver=ldap ldapprefix="uid="',
         "hostssl all all samenet cert map=m",
         "local all app peer",
+        "local all app ident",
+        "local all app password",
+        "host all postgres all reject",
     ],
 )
 def test_a_line_that_postgresql_understands_is_let_through(line: str) -> None:
     assert check(cluster(postgres={"hba": [line]}).spec) == []
+
+
+HOLES: list[tuple[Hole, dict[str, Any]]] = [
+    ("trust", {"hba": ["host all all 0.0.0.0/0 trust"]}),
+    ("trust", {"hba": ["local all all trust"]}),
+    ("trust", {"hba": ['hostssl all all all "tr"ust']}),
+    ("ident", {"hba": ["host all all 10.0.0.0/8 ident"]}),
+    ("clearTextPasswords", {"hba": ["host all all 10.0.0.0/8 password"]}),
+    ("clearTextPasswords", {"hba": ["hostnossl all all all ldap ldapserver=ldap"]}),
+    ("md5", {"hba": ["hostssl all all all md5"]}),
+    ("md5", {"parameters": {"password_encryption": "md5"}}),
+    ("superuserOverNetwork", {"hba": ["hostssl all postgres 10.0.0.1/32 scram-sha-256"]}),
+    ("superuserOverNetwork", {"hba": ['hostssl all "postgres",dba all cert']}),
+    ("secretsInSpec", {"hba": ["hostssl all all all ldap ldapbindpasswd=hunter2"]}),
+    ("secretsInSpec", {"hba": ['hostssl all all all radius radiussecrets="a b"']}),
+]
+
+
+@pytest.mark.parametrize(("hole", "postgres"), HOLES, ids=lambda value: str(value))
+def test_a_hole_is_refused_by_name_unless_the_spec_says_that_it_is_meant(
+    hole: Hole, postgres: dict[str, Any]
+) -> None:
+    (problem,) = check(cluster(postgres=postgres).spec)
+    assert problem.field.startswith("spec.postgres.")
+    assert REASONS[hole] in problem.message
+    assert f"say so by {hole} in spec.postgres.allowInsecure" in problem.message
+    others = [other for other in REASONS if other != hole]
+    assert check(cluster(postgres={**postgres, "allowInsecure": others}).spec) == [problem]
+    assert check(cluster(postgres={**postgres, "allowInsecure": [hole]}).spec) == []
+
+
+def test_a_line_with_several_holes_wants_each_to_be_meant() -> None:
+    line = "host all postgres all trust"
+    assert len(check(cluster(postgres={"hba": [line]}).spec)) == 2
+    meant = ["trust", "superuserOverNetwork"]
+    assert check(cluster(postgres={"hba": [line], "allowInsecure": meant}).spec) == []
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "host all repmgr all scram-sha-256",
+        "host postgres pgcluster_pooler all reject",
+        "local all postgres trust",
+        "local replication repmgr peer",
+    ],
+)
+def test_a_line_that_the_operators_own_make_void_is_refused(line: str) -> None:
+    meant = list(REASONS)
+    (problem,) = check(cluster(postgres={"hba": [line], "allowInsecure": meant}).spec)
+    assert "has no effect" in problem.message
+
+
+def test_the_secret_of_a_refused_line_is_not_repeated() -> None:
+    """The message stands in a condition, in an Event and in the log."""
+    line = "hostssl all all all ldap ldapbindpasswd=hunter2"
+    (problem,) = check(cluster(postgres={"hba": [line]}).spec)
+    assert "hunter2" not in problem.message
+
+
+def test_the_superusers_lines_reach_the_agents_apart_from_the_others() -> None:
+    ours, others = "hostssl all postgres all cert", "hostssl all all all cert"
+    config = to_config(cluster(postgres={"hba": [others, ours]}), system_identifier=None)
+    assert config.hba == (others,)
+    assert config.hba_superuser == (ours,)
 
 
 def test_enough_walsenders_are_let_through() -> None:

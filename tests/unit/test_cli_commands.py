@@ -12,7 +12,7 @@ import pytest
 import yaml
 
 from pgcluster.api import names
-from pgcluster.cli import asking, following, kubectl, outside, terms
+from pgcluster.cli import asking, following, kubectl, outside, reaching, terms
 from pgcluster.controller.observe import InstancePod
 from pgcluster.kube.client import WatchEvent
 from pgcluster.kube.errors import Forbidden
@@ -494,7 +494,7 @@ def test_psql_takes_the_place_of_the_plugin(
         became.append((program, words))
         raise SystemExit(0)
 
-    monkeypatch.setattr(kubectl.reaching, "psql", asked)
+    monkeypatch.setattr(reaching, "psql", asked)
     monkeypatch.setattr(kubectl.os, "execv", become)
     with pytest.raises(SystemExit):
         kubectl.run(["psql", "shop", "--kubeconfig", kubeconfig(tmp_path)])

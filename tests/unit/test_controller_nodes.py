@@ -115,6 +115,20 @@ async def test_only_a_change_wakes_the_clusters_that_are_there() -> None:
     assert watch.going == {"a": "is cordoned"}
 
 
+async def test_only_the_namespaces_that_are_looked_after_are_asked_for_pods() -> None:
+    """An operator of single namespaces may list pods in no other."""
+
+    class Namespaced(Api):
+        async def list(self, *about: Any, fields: str = "", **_: Any) -> Any:
+            if fields:
+                self.asked.append(about[1])
+            return [], "1"
+
+    api = Namespaced(WatchEvent("SYNC", items=[node("a", unschedulable=True)]))
+    await nodes.NodeWatch(api, lambda _: None, namespaces=["prod", "stage"]).run()
+    assert api.asked == ["prod", "stage"]
+
+
 async def test_a_node_that_is_gone_after_a_gap_of_the_watch_is_forgotten() -> None:
     api = Api(
         WatchEvent("SYNC", items=[node("a", unschedulable=True)]),

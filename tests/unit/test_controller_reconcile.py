@@ -19,10 +19,12 @@ from pgcluster.controller.observe import Key
 from pgcluster.controller.prerequisites import Catalog
 from pgcluster.controller.reconcile import Reconciler
 from pgcluster.kube.client import KubeClient
+from pgcluster.kube.errors import Forbidden
 from pgcluster.kube.resources import (
     CONFIG_MAPS,
     DEPLOYMENTS,
     LEASES,
+    NETWORK_POLICIES,
     PGCLUSTERS,
     PODS,
     PVCS,
@@ -30,6 +32,7 @@ from pgcluster.kube.resources import (
     SERVICES,
     STATEFUL_SETS,
     STORAGE_CLASSES,
+    Resource,
 )
 from pgcluster.render.pgbouncer import content_hash, parse_header
 from tests.unit.fakekube import FakeKube
@@ -219,6 +222,33 @@ async def test_what_is_not_wanted_any_more_is_deleted(kube: FakeKube) -> None:
     assert "delete deployments/shop-pgbouncer" in writes
     assert kube.find(STATEFUL_SETS, "shop")
     assert await reconcile(kube) == []
+
+
+async def test_network_policies_come_and_go_with_the_spec(kube: FakeKube) -> None:
+    await reconcile(kube)
+    assert not [name for name in kube.names() if name.startswith("networkpolicies/")]
+    want(kube, networkPolicy={"enabled": True})
+    await reconcile(kube)
+    made = [name for name in kube.names() if name.startswith("networkpolicies/")]
+    assert made == ["networkpolicies/shop", "networkpolicies/shop-pgbouncer"]
+    want(kube, networkPolicy={"enabled": False})
+    await reconcile(kube)
+    assert not [name for name in kube.names() if name.startswith("networkpolicies/")]
+
+
+async def test_without_the_right_to_network_policies_all_else_is_made(kube: FakeKube) -> None:
+    """An upgrade of the operator whose Role is still the former one."""
+
+    class Former(FakeKube):
+        async def list(self, resource: Resource, *about: Any, **more: Any) -> Any:
+            if resource is NETWORK_POLICIES:
+                raise Forbidden(403, "Forbidden", "networkpolicies is forbidden")
+            return await super().list(resource, *about, **more)
+
+    former = Former()
+    former.objects = kube.objects
+    await reconcile(former)
+    assert kube.find(STATEFUL_SETS, "shop") is not None
 
 
 async def test_a_deleted_cluster_is_left_to_the_garbage_collector(kube: FakeKube) -> None:

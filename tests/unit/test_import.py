@@ -219,12 +219,14 @@ def test_the_pools_are_pointed_at_a_primary_that_has_everything(state: str, poin
 
 # --- programs ---------------------------------------------------------------------------------
 def test_the_password_is_in_no_argument_and_no_text() -> None:
-    source = Source("db", 5432, "dba", "secret of all", "verify-full", "/run/ca.crt")
+    source = Source("db", 5432, "dba", r"secret: of \all", "verify-full", "/run/ca.crt")
     wanted = import_config(importing_from({"cluster": "old"}, schemaOnly=True, jobs=4))
     assert wanted
     step = importing.dump("/bin", source.conninfo("app"), Path("/d"), wanted)
-    assert "secret of all" not in " ".join(step.arguments) + repr(source)
-    assert source.environment()["PGPASSWORD"] == "secret of all"
+    role = Role("app", password="SCRAM-SHA-256$verifier")
+    assert "secret" not in " ".join(step.arguments) + repr(source)
+    assert "verifier" not in repr(role)
+    assert source.passfile() == "*:*:*:*:secret\\: of \\\\all\n"
     assert {"--schema-only", "--jobs=4", "--no-password"} <= set(step.arguments)
     assert "sslrootcert=/run/ca.crt" in source.conninfo("app")
 

@@ -157,6 +157,13 @@ def test_the_users_lines_stand_behind_ours_and_before_the_last() -> None:
     assert lines.index(f"host all {names.ROLE_REPMGR} all reject") < len(lines) - 2
 
 
+def test_the_superuser_comes_by_network_only_where_a_line_says_that_it_is_meant() -> None:
+    line = "hostssl all postgres 10.0.0.1/32 cert"
+    config = CONFIG.model_copy(update={"hba_superuser": (line,)})
+    lines = postgres.pg_hba_conf(config).splitlines()
+    assert lines.index(line) == lines.index("host all postgres all reject") - 1
+
+
 def test_conninfo_carries_timeouts_and_no_password() -> None:
     text = repmgr.conninfo("shop-0.shop-nodes.prod.svc", CONFIG)
     assert "connect_timeout=2" in text

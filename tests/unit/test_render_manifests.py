@@ -53,6 +53,7 @@ EVERYTHING: Manifest = {
         "parameters": {"default_pool_size": "7"},
         "resources": {"limits": {"memory": "128Mi"}},
     },
+    "imagePullSecrets": [{"name": "registry"}],
     "scheduling": {
         "affinity": {
             "nodeAffinity": {
@@ -78,6 +79,20 @@ EVERYTHING: Manifest = {
     "inheritedMetadata": {
         "labels": {"team": "shop", names.LABEL_ROLE: names.ROLE_PRIMARY},
         "annotations": {"contact": "dba@example.com", names.ANNOTATION_INSTANCE: "{}"},
+    },
+    "networkPolicy": {
+        "enabled": True,
+        "poolClients": [{"namespaceSelector": {"matchLabels": {"team": "shop"}}}],
+        "directClients": [{"podSelector": {"matchLabels": {"app": "migrations"}}}],
+        "metricsClients": [
+            {
+                "namespaceSelector": {"matchLabels": {"name": "monitoring"}},
+                "podSelector": {"matchLabels": {"app": "prometheus"}},
+            },
+            {"ipBlock": {"cidr": "192.0.2.0/24", "except": ["192.0.2.1/32"]}},
+        ],
+        "restrictEgress": True,
+        "egress": [{"to": [{"ipBlock": {"cidr": "198.51.100.7/32"}}], "ports": [{"port": 9000}]}],
     },
 }
 _READS = {"get", "list", "watch"}
@@ -424,10 +439,14 @@ def permissions(rules: Iterable[Manifest]) -> set[tuple[str, str, str, str]]:
     }
 
 
+def shipped(name: str) -> list[Manifest]:
+    """The documents of one file of deploy/operator."""
+    return list(yaml.safe_load_all((ROOT / "deploy/operator" / name).read_text()))
+
+
 def operators_rules() -> list[Manifest]:
-    documents = yaml.safe_load_all((ROOT / "deploy/operator/rbac.yaml").read_text())
-    (role,) = [document for document in documents if document["kind"] == "ClusterRole"]
-    rules: list[Manifest] = role["rules"]
+    """What the operator may do in the namespaces that it looks after."""
+    rules: list[Manifest] = the(shipped("rbac.yaml"), "ClusterRole", "pgcluster-operator")["rules"]
     return rules
 
 
@@ -453,7 +472,7 @@ def test_no_agent_may_read_the_authority_whatever_the_spec_names() -> None:
 
 def test_no_right_is_a_wildcard() -> None:
     rules = [
-        *operators_rules(),
+        *(rule for role in shipped("rbac.yaml") for rule in role.get("rules", ())),
         *(rule for role in kinds(manifests(EVERYTHING), "Role").values() for rule in role["rules"]),
     ]
     for rule in rules:
@@ -470,6 +489,7 @@ def test_the_operator_can_make_every_kind_that_it_renders() -> None:
         "ConfigMap": "configmaps",
         "Service": "services",
         "PodDisruptionBudget": "poddisruptionbudgets",
+        "NetworkPolicy": "networkpolicies",
         "StatefulSet": "statefulsets",
         "Deployment": "deployments",
     }
@@ -489,6 +509,46 @@ def test_agents_may_touch_only_what_is_named_after_their_cluster() -> None:
                 continue  # an object that does not exist yet has no name to check
             own = name.startswith("shop-") or (resource, name) == ("secrets", "reader-login")
             assert own, f"{verb} {resource} {name}"
+
+
+def test_outside_of_namespaces_the_operator_only_reads() -> None:
+    bound = [
+        document["roleRef"]["name"]
+        for document in shipped("rbac.yaml")
+        if document["kind"] == "ClusterRoleBinding"
+    ]
+    assert sorted(bound) == ["pgcluster-operator", "pgcluster-operator-nodes"]
+    rules = the(shipped("rbac.yaml"), "ClusterRole", "pgcluster-operator-nodes")["rules"]
+    assert {verb for _, _, _, verb in permissions(rules)} <= _READS
+
+
+def test_the_operator_grants_nothing_by_its_word_alone() -> None:
+    """With `escalate` or `bind` it could make itself, or anybody, an administrator."""
+    verbs = {verb for _, _, _, verb in permissions(operators_rules())}
+    assert verbs <= {*_READS, "create", "update", "patch", "delete"}
+    assert ("", "secrets", "*", "list") not in permissions(operators_rules())
+    assert ("", "secrets", "*", "watch") not in permissions(operators_rules())
+
+
+def test_the_operators_own_pod_meets_the_restricted_standard_and_says_that_it_has_a_token() -> None:
+    (deployment,) = shipped("deployment.yaml")
+    pod = deployment["spec"]["template"]["spec"]
+    assert pod["automountServiceAccountToken"] is True
+    assert (
+        the(shipped("rbac.yaml"), "ServiceAccount", "pgcluster-operator")[
+            "automountServiceAccountToken"
+        ]
+        is False
+    )
+    assert pod["securityContext"]["runAsNonRoot"]
+    assert pod["securityContext"]["seccompProfile"] == {"type": "RuntimeDefault"}
+    (container,) = pod["containers"]
+    assert container["securityContext"] == {
+        "allowPrivilegeEscalation": False,
+        "capabilities": {"drop": ["ALL"]},
+        "readOnlyRootFilesystem": True,
+    }
+    assert all("secretKeyRef" not in json.dumps(variable) for variable in container["env"])
 
 
 def test_poolers_cannot_write_what_they_obey() -> None:

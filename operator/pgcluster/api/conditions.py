@@ -1,6 +1,10 @@
 """Conditions as Kubernetes has them (metav1.Condition), readable by kstatus.
 
-Sources: Kubernetes API conventions, "Typical status properties"; cli-utils kstatus.
+Sources: Kubernetes API conventions, "Typical status properties"; cli-utils kstatus. Whoever waits
+by kstatus (Helm, Flux) reads, in this order: `observedGeneration`, `Reconciling` and `Stalled`,
+`Ready`. So `Reconciling` is there as long as the present spec is not fulfilled, also where the
+cluster serves all the while; and never beside `Stalled`, since the first of the two that it meets
+is the answer.
 """
 
 from __future__ import annotations
@@ -15,11 +19,12 @@ from pgcluster.api.schema import Model
 # Types.
 READY = "Ready"  # all that was asked for is there
 PROGRESSING = "Progressing"  # a change is under way
+RECONCILING = "Reconciling"  # the same for kstatus, which knows that name; only while it is so
 DEGRADED = "Degraded"  # it serves, but something is missing
 STALLED = "Stalled"  # only a change of the spec or of the world helps
 MAINTENANCE = "Maintenance"  # instances that somebody works on; there only while there are any
 
-# Reasons: stable identifiers, documented in docs/reference.md.
+# Reasons: stable identifiers. api/reasons.py says what each means, and makes docs/conditions.md.
 ALL_READY = "AllReady"
 BOOTSTRAPPING = "Bootstrapping"
 CREATING = "Creating"
@@ -71,6 +76,7 @@ CERT_MANAGER_MISSING = "CertManagerMissing"
 POOLERS_ROLLING = "PoolersRolling"
 PAUSED = "Paused"
 SETTLED = "Settled"
+APPLYING = "Applying"
 API_REFUSED = "ApiRefused"
 
 

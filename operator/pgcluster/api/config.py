@@ -162,6 +162,8 @@ class ClusterConfig(_Document):
     # Already merged and checked by the operator: parameter name → value as in postgresql.conf.
     parameters: dict[str, str] = {}
     hba: tuple[str, ...] = ()
+    # Lines by which the superuser is let in over the network, as somebody said that he means.
+    hba_superuser: tuple[str, ...] = ()
     initdb: InitdbConfig = InitdbConfig()
     wal_volume: bool = False
     # Size of the volume that WAL lives on; None: not told, nothing is derived from it.

@@ -7,6 +7,7 @@ Source: Kubernetes, "Extend the Kubernetes API with CustomResourceDefinitions".
 
 from __future__ import annotations
 
+from copy import deepcopy
 from typing import Any
 
 from pgcluster.api import names
@@ -66,6 +67,9 @@ def schema() -> dict[str, Any]:
         "spec": root["properties"]["spec"],
         "status": root["properties"]["status"],
     }
+    # kstatus takes an object without a status for one that is as it should be. So the API server
+    # says of a new one that nobody has looked at it yet.
+    root["properties"]["status"]["default"] = {"observedGeneration": -1}
     root["required"] = ["spec"]
     return root
 
@@ -84,7 +88,8 @@ def structural(node: dict[str, Any], definitions: dict[str, Any]) -> dict[str, A
         return structural({**options[0], **rest}, definitions)
     if "prefixItems" in node or "oneOf" in node:
         raise ValueError(f"a tuple or a tagged union has no structural form: {node}")
-    made = {key: value for key, value in node.items() if key not in _DROPPED}
+    # Copied: where two fields are of one model, YAML would show the second as an alias.
+    made = {key: deepcopy(value) for key, value in node.items() if key not in _DROPPED}
     if "const" in made:
         made["enum"] = [made.pop("const")]
     if "properties" in made:

@@ -10,13 +10,14 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping
-from typing import Any, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field
 
 from pgcluster.api import config as agents
-from pgcluster.api import names
+from pgcluster.api import hba, holes, names
 from pgcluster.api.conditions import Condition
+from pgcluster.api.holes import Hole
 from pgcluster.api.quantities import parse_bytes, parse_seconds
 from pgcluster.api.schema import (
     DatabaseName,
@@ -69,11 +70,13 @@ class Postgres(Model):
     )
     """PostgreSQL parameters, name to value as in postgresql.conf. Those that the operator owns (replication, archive, paths, TLS) are refused with the reason."""
     hba: tuple[Line, ...] = atomic_list(max_items=100)
-    """Lines of pg_hba.conf, put behind the operator's own and before the last, which asks everybody for SCRAM. `trust` is refused."""
+    """Lines of pg_hba.conf, put behind the operator's own and before the last, which asks everybody for SCRAM. What opens a hole, such as `trust`, is refused unless `allowInsecure` names it."""
     initdb: Initdb = Initdb()
     """How the first data directory is made."""
     resources: Opaque | None = None
     """CPU and memory of an instance, as in a container."""
+    allow_insecure: tuple[Hole, ...] = atomic_list(max_items=10)
+    """Holes that `hba` and `parameters` may open because somebody means it: `trust`, `ident`, `clearTextPasswords`, `md5`, `superuserOverNetwork`, `secretsInSpec`. Each is refused otherwise, with the reason. Default: none."""
 
 
 class Storage(Model):
@@ -236,6 +239,13 @@ class SecretRef(Model):
 
     name: ObjectName
     """Name of the Secret; its key `password` is used."""
+
+
+class PullSecret(Model):
+    """A Secret of type kubernetes.io/dockerconfigjson in the namespace of the cluster."""
+
+    name: ObjectName
+    """Name of the Secret."""
 
 
 class CaSecretRef(Model):
@@ -423,6 +433,53 @@ class Maintenance(Model):
     """Why, for whoever reads the status."""
 
 
+class IpBlock(Model):
+    """A range of addresses."""
+
+    cidr: str = Field(max_length=64, pattern="^[0-9A-Fa-f:.]+/[0-9]{1,3}$")
+    """The range, such as 10.0.0.0/8."""
+    except_: tuple[Annotated[str, Field(max_length=64)], ...] = Field(
+        default=(), alias="except", max_length=50
+    )
+    """Ranges within it that are left out."""
+
+
+class NetworkPeer(Model):
+    """Who is let in, as a peer of a NetworkPolicy."""
+
+    rules = (
+        Rule(
+            "has(self.ipBlock) != (has(self.namespaceSelector) || has(self.podSelector))",
+            "spec.networkPolicy: a peer has namespaceSelector, podSelector or both, or else ipBlock;"
+            " one with neither would be everybody",
+        ),
+    )
+
+    namespace_selector: Opaque | None = None
+    """Namespaces by their labels; {} is all of them. Default: the cluster's own."""
+    pod_selector: Opaque | None = None
+    """Pods by their labels. Default: all of those namespaces."""
+    ip_block: IpBlock | None = None
+    """Addresses outside of the cluster."""
+
+
+class NetworkPolicy(Model):
+    """Who reaches the pods. Works only where the network of the cluster enforces NetworkPolicies."""
+
+    enabled: bool = False
+    """Whether the operator makes NetworkPolicies. Default: false, since one of the operator's would widen those that a namespace may have already."""
+    pool_clients: tuple[NetworkPeer, ...] = atomic_list(max_items=50)
+    """Who may connect to the pools; without poolers, to what Service <cluster> then leads to. Default: everybody."""
+    direct_clients: tuple[NetworkPeer, ...] = atomic_list(max_items=50)
+    """Who may connect to the instances past the pools, as by Service <cluster>-primary, beside the cluster's own pods. Default: nobody."""
+    metrics_clients: tuple[NetworkPeer, ...] = atomic_list(max_items=50)
+    """Who may read the metrics of the agents, on port 8008. Default: nobody; probes of the kubelet always pass."""
+    restrict_egress: bool = False
+    """Whether the pods may connect to nothing but one another, DNS, the API server (ports 443 and 6443 anywhere, for a policy cannot name it) and what `egress` allows. Default: false."""
+    egress: tuple[OpaqueItem, ...] = atomic_list(max_items=50)
+    """With `restrictEgress`: what else the instances may connect to, as the egress rules of a NetworkPolicy."""
+
+
 def _or_default(path: str, default: str) -> tuple[str, str]:
     """A CEL expression for `self.postgres.<path>` or its default, now and before.
 
@@ -519,6 +576,8 @@ class PgClusterSpec(Model):
     """How many PostgreSQL instances there are: one primary, the others standbys."""
     image: ImageName | None = None
     """Image of the instances. Default: that of the operator's catalog for `postgres.version`, pinned in the status when the cluster is made."""
+    image_pull_secrets: tuple[PullSecret, ...] = list_map("name", max_items=10)
+    """With what the images of instances and poolers may be pulled."""
     postgres: Postgres = Postgres()
     """PostgreSQL itself."""
     storage: Storage
@@ -547,6 +606,8 @@ class PgClusterSpec(Model):
     """While true, no pods run and the volumes are kept. Put to sleep in order, the primary last, and woken with the same primary. Default: false."""
     maintenance: tuple[Maintenance, ...] = list_map("instance", max_items=names.MAX_INSTANCES)
     """Instances that somebody works on: their pods run without postgres, and nobody elects, starts or counts on them. A primary hands over first. Taken out of the list, an instance rejoins by itself."""
+    network_policy: NetworkPolicy = NetworkPolicy()
+    """Who reaches the pods over the network."""
 
     @property
     def application(self) -> Database:
@@ -670,13 +731,32 @@ class SwitchoverRecord(Model):
     """When it ended."""
 
 
+class ForcedPromotionRecord(Model):
+    """One wish of `spec.failover.forcePromotion`, and what came of it."""
+
+    instance: str
+    """The instance that it names."""
+    epoch: int
+    """The epoch that it is meant in."""
+    asked_by: str | None = None
+    """Field manager that wrote the wish."""
+    state: str = "Waiting"
+    """`Waiting`; or how it ended: `Succeeded`, `Superseded` (another instance became the primary first), `Ignored` (it is of another epoch), `Withdrawn`."""
+    reason: str = ""
+    """Why, in a sentence."""
+    seen_at: str | None = None
+    """When the operator first saw it."""
+    ended_at: str | None = None
+    """When it ended."""
+
+
 class PgClusterStatus(Model):
     """What there is."""
 
     observed_generation: int | None = None
-    """Generation of the spec that this status is about."""
+    """Generation of the spec that this status is about; -1 before an operator has looked."""
     conditions: tuple[Condition, ...] = list_map("type", max_items=20)
-    """Ready, Progressing, Degraded, Stalled, and Maintenance while there is any: each with a reason and a message."""
+    """Ready, Progressing, Degraded, Stalled; Reconciling and Maintenance while there is any: each with a reason and a message."""
     summary: str | None = None
     """One word: what kubectl get shows."""
     primary: str | None = None
@@ -713,6 +793,8 @@ class PgClusterStatus(Model):
     """Value of annotation pgcluster.dev/switchover that was last dealt with: each is done once."""
     failovers: tuple[FailoverRecord, ...] = atomic_list(max_items=10)
     """The last ten changes of primary, newest first."""
+    forced_promotion: ForcedPromotionRecord | None = None
+    """The last wish of `spec.failover.forcePromotion`, who wrote it, and what came of it."""
     imported_at: str | None = None
     """When the import of `spec.bootstrap.import` was complete."""
 
@@ -813,6 +895,13 @@ def users(cluster: PgCluster) -> tuple[User, ...]:
     return tuple(found.values())
 
 
+def _of_superuser(line: str) -> bool:
+    try:
+        return holes.names_superuser(hba.parse(line))
+    except ValueError:
+        return False
+
+
 def import_config(cluster: PgCluster) -> agents.ImportConfig | None:
     """What to take over and from where, with everything that is left to a default."""
     wanted = cluster.spec.bootstrap.import_
@@ -868,7 +957,8 @@ def to_config(
         instances=spec.instances,
         postgres_major=spec.postgres.version,
         parameters=dict(sorted(spec.postgres.parameters.items())),
-        hba=spec.postgres.hba,
+        hba=tuple(line for line in spec.postgres.hba if not _of_superuser(line)),
+        hba_superuser=tuple(line for line in spec.postgres.hba if _of_superuser(line)),
         initdb=agents.InitdbConfig(
             encoding=spec.postgres.initdb.encoding,
             locale=spec.postgres.initdb.locale,

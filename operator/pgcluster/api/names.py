@@ -69,6 +69,7 @@ ANNOTATION_HASH = f"{GROUP}/spec-hash"
 ANNOTATION_RESTART = f"{GROUP}/restart"
 # On a PgCluster, by a user: asks for a switchover to `<instance>` or `any`, each value once.
 ANNOTATION_SWITCHOVER = f"{GROUP}/switchover"
+ANY = "any"
 # On a pod of an instance, from its template: the hash of what of the spec decided how it looks.
 ANNOTATION_INPUTS = f"{GROUP}/inputs"
 

@@ -7,9 +7,8 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
-from ipaddress import ip_address, ip_network
 
-from pgcluster.api import names
+from pgcluster.api import hba, holes, names
 from pgcluster.api.models import PgClusterSpec
 from pgcluster.api.quantities import parse_bytes, parse_seconds
 
@@ -49,7 +48,6 @@ REFUSED_PARAMETERS: dict[str, str] = {
     "log_filename": _LOGS,
     "logging_collector": _LOGS,
     "max_slot_wal_keep_size": "spec.replication.maxSlotWalKeepSize sets it",
-    "password_encryption": _SECURITY,
     "port": _NETWORK,
     "primary_conninfo": _FAILOVER,
     "primary_slot_name": _FAILOVER,
@@ -85,8 +83,11 @@ REFUSED_PARAMETERS: dict[str, str] = {
     "wal_log_hints": "pg_rewind needs it",
 }
 
-# The only values of these that leave replication working.
-_ALLOWED_VALUES: dict[str, frozenset[str]] = {"wal_level": frozenset({"replica", "logical"})}
+# The only values of these that PostgreSQL takes, or that leave replication working.
+_ALLOWED_VALUES: dict[str, frozenset[str]] = {
+    "password_encryption": frozenset({"scram-sha-256", "md5"}),
+    "wal_level": frozenset({"replica", "logical"}),
+}
 
 # The standbys of all instances need these; fewer, and a clone or a follow finds none free.
 _AT_LEAST = frozenset({"max_replication_slots", "max_wal_senders"})
@@ -141,14 +142,6 @@ ALLOWED_PGBOUNCER: frozenset[str] = frozenset(
 )
 
 _PARAMETER_NAME = re.compile(r"[a-z_][a-z0-9_]*(\.[a-z_][a-z0-9_]*)?", re.ASCII)
-_HBA_TYPES = ("local", "host", "hostssl", "hostnossl", "hostgssenc", "hostnogssenc")
-# A word of pg_hba.conf: bare or in quotes, and a list goes on after a comma.
-_HBA_WORD = re.compile(r'(?:"[^"]*"|,\s*|[^\s",])+')
-# One wrong line, and postgres does not start: so what PostgreSQL would say is said here.
-_HBA_METHODS = frozenset(
-    {"cert", "gss", "ident", "ldap", "md5", "pam", "password", "peer", "radius", "reject"}
-    | {"scram-sha-256"}
-)
 
 
 @dataclass(frozen=True, slots=True)
@@ -170,6 +163,7 @@ def check(spec: PgClusterSpec) -> list[Problem]:
         *_pgbouncer(spec),
         *_quantities(spec),
         *_references(spec),
+        *_network(spec),
     ]
 
 
@@ -193,66 +187,34 @@ def _parameters(spec: PgClusterSpec) -> list[Problem]:
             )
         elif any(character in value for character in "\r\n\0"):
             problems.append(Problem(field, "a value must not contain a line break"))
+        else:
+            found = holes.in_parameter(name, value)
+            meant = spec.postgres.allow_insecure
+            problems += [Problem(field, why) for why in holes.refusals(found, meant)]
     return problems
 
 
 def _hba(spec: PgClusterSpec) -> list[Problem]:
     problems = []
-    for index, line in enumerate(spec.postgres.hba):
+    for index, text in enumerate(spec.postgres.hba):
         field = f"spec.postgres.hba[{index}]"
-        if wrong := _hba_line(line):
-            problems.append(Problem(field, wrong))
+        try:
+            line = hba.parse(text)
+        except ValueError as error:
+            problems.append(Problem(field, str(error)))
+            continue
+        if role := holes.without_effect(line):
+            problems.append(
+                Problem(
+                    field,
+                    f"a line for role {role} has no effect: the operator's own stand before it",
+                )
+            )
+            continue
+        found = holes.in_line(line)
+        meant = spec.postgres.allow_insecure
+        problems += [Problem(field, why) for why in holes.refusals(found, meant)]
     return problems
-
-
-def _hba_line(line: str) -> str | None:
-    """What is wrong with a line of pg_hba.conf; source: PostgreSQL, "The pg_hba.conf File"."""
-    if any(character in line for character in "\r\n\0"):
-        return "a line must not contain a line break"
-    if line.endswith("\\"):
-        return "a line must not end in a backslash: it would swallow the line behind it"
-    words = _HBA_WORD.findall(line.split("#", 1)[0])
-    if not words or words[0] not in _HBA_TYPES:
-        return f"must start with one of {', '.join(_HBA_TYPES)}"
-    local = words[0] == "local"
-    rest = [word.replace('"', "") for word in words[3:]]
-    if not local and rest:
-        address = rest.pop(0)
-        if "/" in address:
-            if not _is_network(address):
-                return f"{address} is no network such as 10.0.0.0/8"
-        elif _is_address(address) and not (rest and _is_address(rest.pop(0))):
-            return f"address {address} wants a prefix length, such as {address}/32"
-    if not rest:
-        return "wants type, database, user, address and method"
-    method = rest[0]
-    if method == "trust":
-        return f"method trust is refused: {_SECURITY}"
-    if method not in _HBA_METHODS:
-        return f"method {method} is none of {', '.join(sorted(_HBA_METHODS))}"
-    if (
-        (method == "peer" and not local)
-        or (method == "gss" and local)
-        or (method == "cert" and words[0] != "hostssl")
-    ):
-        return f"method {method} does not go with {words[0]}"
-    return None
-
-
-def _is_address(text: str) -> bool:
-    try:
-        ip_address(text)
-    except ValueError:
-        return False
-    return True
-
-
-def _is_network(text: str) -> bool:
-    try:
-        ip_network(text, strict=False)
-    except ValueError:
-        return False
-    return True
 
 
 def _walsenders(instances: int) -> int:
@@ -339,4 +301,44 @@ def _references(spec: PgClusterSpec) -> list[Problem]:
                         f"role {group} is neither declared in spec.users nor PostgreSQL's own",
                     )
                 )
+    return problems
+
+
+def _network(spec: PgClusterSpec) -> list[Problem]:
+    """A selector that says nothing selects everything: what is misspelt must not open a door."""
+    wanted = spec.network_policy
+    problems = []
+    for field, peers in (
+        ("poolClients", wanted.pool_clients),
+        ("directClients", wanted.direct_clients),
+        ("metricsClients", wanted.metrics_clients),
+    ):
+        for index, peer in enumerate(peers):
+            place = f"spec.networkPolicy.{field}[{index}]"
+            selectors = {
+                "namespaceSelector": peer.namespace_selector,
+                "podSelector": peer.pod_selector,
+            }
+            for name, selector in selectors.items():
+                unknown = sorted(set(selector or {}) - {"matchLabels", "matchExpressions"})
+                if unknown:
+                    problems.append(
+                        Problem(
+                            f"{place}.{name}",
+                            f"has matchLabels and matchExpressions, and not {', '.join(unknown)}",
+                        )
+                    )
+            if peer.ip_block is not None:
+                problems += [
+                    Problem(f"{place}.ipBlock", f"{cidr} is no range such as 10.0.0.0/8")
+                    for cidr in (peer.ip_block.cidr, *peer.ip_block.except_)
+                    if not hba.is_network(cidr)
+                ]
+    if wanted.egress and not wanted.restrict_egress:
+        problems.append(
+            Problem(
+                "spec.networkPolicy.egress",
+                "means nothing without restrictEgress: true; set that, or remove it",
+            )
+        )
     return problems

@@ -70,13 +70,16 @@ async def instances(client: KubeClient, key: Key) -> tuple[InstancePod, ...]:
 
 async def ask(
     client: KubeClient, key: Key, patch: Manifest, *, read: Manifest | None = None
-) -> None:
-    """Change the PgCluster as its user; `read`: only if it still is what was looked at."""
+) -> Manifest:
+    """Change the PgCluster as its user; `read`: only if it still is what was looked at.
+
+    Returns it as it is then.
+    """
     if read is not None:
         version = read["metadata"]["resourceVersion"]
         metadata = {**patch.get("metadata", {}), "resourceVersion": version}
         patch = {**patch, "metadata": metadata}
-    await client.merge_patch(PGCLUSTERS, key.name, key.namespace, patch, manager=MANAGER)
+    return await client.merge_patch(PGCLUSTERS, key.name, key.namespace, patch, manager=MANAGER)
 
 
 def kubectl(key: Key, options: argparse.Namespace) -> tuple[str, ...]:
@@ -89,4 +92,7 @@ def kubectl(key: Key, options: argparse.Namespace) -> tuple[str, ...]:
         for flag in ("kubeconfig", "context")
         if (value := getattr(options, flag, None))
     ]
+    if user := getattr(options, "as_", None):
+        flags.append(f"--as={user}")
+    flags += [f"--as-group={group}" for group in getattr(options, "as_group", None) or ()]
     return (program, *flags, f"--namespace={key.namespace}")

@@ -1,23 +1,18 @@
-"""`kubectl pgcluster status`, `list`, `events` and `version`: nothing is changed."""
+"""`kubectl pgcluster status`, `list` and `events`: nothing is changed."""
 
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 from collections.abc import Sequence
 from datetime import UTC, datetime
 
-import yaml
-
-import pgcluster
-from pgcluster.api.names import MANAGED_BY
 from pgcluster.cli import outside, screen
+from pgcluster.cli.documents import document
 from pgcluster.cli.terms import DONE, Refused, coloured, say
 from pgcluster.controller.observe import Key
 from pgcluster.kube.client import KubeClient, Manifest
-from pgcluster.kube.errors import Forbidden, NotFound
-from pgcluster.kube.resources import DEPLOYMENTS, EVENTS, PGCLUSTERS
+from pgcluster.kube.resources import EVENTS, PGCLUSTERS
 
 _CLEAR = "\x1b[H\x1b[2J"
 
@@ -58,16 +53,17 @@ def _show(body: Manifest, output: str | None) -> None:
         for line in screen.status(body, known, now=now, colours=coloured()):
             say(line)
         return
-    document = {
+    say(document(_whole(body), output))
+
+
+def _whole(body: Manifest) -> Manifest:
+    """An object as it is stored, without who manages which of its fields."""
+    return {
         "apiVersion": PGCLUSTERS.api_version,
         "kind": PGCLUSTERS.kind,
         **body,
         "metadata": {k: v for k, v in body["metadata"].items() if k != "managedFields"},
     }
-    if output == "json":
-        say(json.dumps(document, indent=2))
-    else:
-        say(yaml.safe_dump(document, sort_keys=False, allow_unicode=True).rstrip())
 
 
 # --- list -------------------------------------------------------------------------------------
@@ -75,11 +71,15 @@ async def list_(client: KubeClient, key: Key, options: argparse.Namespace) -> in
     """All clusters of a namespace, or of all."""
     everywhere = options.all_namespaces
     found, _ = await client.list(PGCLUSTERS, None if everywhere else key.namespace)
+    found.sort(key=lambda body: (body["metadata"]["namespace"], body["metadata"]["name"]))
+    if options.output:
+        whole = {"apiVersion": "v1", "kind": "List", "items": [_whole(body) for body in found]}
+        say(document(whole, options.output))
+        return DONE
     if not found:
         where = "any namespace" if everywhere else f"namespace {key.namespace}"
         say(f"there is no PgCluster in {where}")
         return DONE
-    found.sort(key=lambda body: (body["metadata"]["namespace"], body["metadata"]["name"]))
     now = datetime.now(UTC)
     for line in screen.clusters(found, namespaces=everywhere, now=now, colours=coloured()):
         say(line)
@@ -114,38 +114,3 @@ def _list_events(found: Sequence[Manifest], key: Key, *, head: bool) -> None:
     mine = [event for event in found if screen.concerns(event, key.name)]
     for line in screen.events(mine, now=datetime.now(UTC), colours=coloured(), head=head):
         say(line)
-
-
-# --- version ----------------------------------------------------------------------------------
-async def version(client: KubeClient, key: Key, options: argparse.Namespace) -> int:
-    """Of the plugin, and of the operators as far as one may see them."""
-    say(f"kubectl-pgcluster {pgcluster.__version__}")
-    if options.client:
-        return DONE
-    selector = f"app.kubernetes.io/name={MANAGED_BY}"
-    try:
-        found, _ = await client.list(DEPLOYMENTS, labels=selector)
-    except Forbidden:
-        try:
-            found, _ = await client.list(DEPLOYMENTS, key.namespace, labels=selector)
-        except Forbidden:
-            say("operator: you may not list Deployments")
-            return DONE
-    except NotFound:
-        found = []
-    for deployment in found:
-        metadata, containers = deployment["metadata"], _containers(deployment)
-        ready = (deployment.get("status") or {}).get("readyReplicas") or 0
-        for container in containers:
-            say(
-                f"operator {metadata['namespace']}/{metadata['name']}: {container['image']},"
-                f" {ready} of {deployment['spec'].get('replicas', 1)} replicas ready"
-            )
-    if not found:
-        say("operator: none found")
-    return DONE
-
-
-def _containers(deployment: Manifest) -> list[Manifest]:
-    containers: list[Manifest] = deployment["spec"]["template"]["spec"]["containers"]
-    return containers

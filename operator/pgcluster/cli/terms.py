@@ -2,20 +2,22 @@
 
 from __future__ import annotations
 
-import argparse
 import os
 import sys
+from argparse import Namespace
 from collections.abc import Awaitable, Callable
+from typing import TYPE_CHECKING
 
-from pgcluster.controller.observe import Key
-from pgcluster.kube.client import KubeClient
+if TYPE_CHECKING:
+    from pgcluster.controller.observe import Key
+    from pgcluster.kube.client import KubeClient
 
 DONE, REFUSED, TIMED_OUT, NO_API = 0, 1, 3, 4
 
 # An exit status; or the command line that this process becomes, such as that of psql.
 Ending = int | tuple[str, ...]
 # The key's name is empty for a command that is not about one cluster.
-Command = Callable[[KubeClient, Key, argparse.Namespace], Awaitable[Ending]]
+Command = Callable[["KubeClient", "Key", "Namespace"], Awaitable[Ending]]
 
 _COLOURS = {"good": "32", "bad": "31", "busy": "33", "quiet": "2", "strong": "1"}
 

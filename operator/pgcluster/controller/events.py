@@ -5,6 +5,7 @@ They are derived from the stored status and the next one, so that a restart repe
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import logging
 from collections.abc import Iterable
@@ -12,15 +13,20 @@ from dataclasses import dataclass
 
 from pgcluster.api import conditions, names
 from pgcluster.api.errors import PgClusterError
-from pgcluster.api.models import FailoverRecord, PgClusterStatus, SwitchoverRecord
+from pgcluster.api.models import (
+    FailoverRecord,
+    ForcedPromotionRecord,
+    PgClusterStatus,
+    SwitchoverRecord,
+)
 from pgcluster.controller.observe import Observed
+from pgcluster.kube import events as rates
 from pgcluster.kube.client import KubeClient, Manifest
 from pgcluster.kube.errors import AlreadyExists
+from pgcluster.kube.events import EventRate
 from pgcluster.kube.resources import EVENTS
 
 log = logging.getLogger(__name__)
-
-_NOTE_LIMIT = 1024  # of the API
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,6 +63,7 @@ def between(before: PgClusterStatus, after: PgClusterStatus) -> tuple[Event, ...
     for record in new_failovers(before, after):
         found.append(Event("Failover", _failover_note(record), str(record.epoch)))
     found += _switched(before.last_switchover, after.last_switchover)
+    found += _forced(before.forced_promotion, after.forced_promotion)
     found += _rolled(before, after)
     for kind in (conditions.STALLED, conditions.DEGRADED):
         found += _alarms(kind, before, after)
@@ -88,6 +95,33 @@ def _switched(before: SwitchoverRecord | None, after: SwitchoverRecord | None) -
             f"{about}: {after.reason}",
             occasion,
             warning=after.state != "Succeeded",
+        )
+
+
+def _forced(
+    before: ForcedPromotionRecord | None, after: ForcedPromotionRecord | None
+) -> Iterable[Event]:
+    """Who asked for a promotion whatever is missing, and what came of it."""
+    if after is None or after == before:
+        return
+    wish = (after.instance, after.epoch, after.seen_at)
+    known = before is not None and (before.instance, before.epoch, before.seen_at) == wish
+    if known and before is not None and before.state == after.state:
+        return
+    asked = f", asked for by {after.asked_by}" if after.asked_by else ""
+    about = f"{after.instance} in epoch {after.epoch}{asked}"
+    # By what is stored, as for a switchover.
+    former = before.seen_at if before is not None and not known else ""
+    occasion = f"{after.instance}/{after.epoch}/{former}"
+    if not known:
+        note = f"spec.failover.forcePromotion: {about}; commits that it lacks will be lost"
+        yield Event("ForcedPromotionRequested", note, occasion, warning=True)
+    if after.state != "Waiting":
+        yield Event(
+            f"ForcedPromotion{after.state}",
+            f"{about}: {after.reason}",
+            occasion,
+            warning=after.state != "Ignored",
         )
 
 
@@ -159,16 +193,38 @@ def _since(status: PgClusterStatus, kind: str) -> str:
 
 
 async def post(
-    client: KubeClient, observed: Observed, events: Iterable[Event], *, reporter: str, now: str
+    client: KubeClient,
+    observed: Observed,
+    events: Iterable[Event],
+    *,
+    rate: EventRate,
+    now_s: float,
+    reporter: str,
+    now: str,
 ) -> None:
-    """Post Events; one that cannot be posted is logged and lost, as Events are."""
+    """Post Events, no more than `rate` lets pass; one that cannot be posted is lost, as Events are.
+
+    `now_s` is that of a monotonic clock, `now` as the API wants it.
+    """
     for event in events:
+        admitted = rate.admit(event.reason, now_s)
+        told: Event | None = None
+        if admitted.post:
+            note = rates.counted(event.note, admitted.dropped)
+            told = dataclasses.replace(event, note=note)
+        elif admitted.announce:
+            note = rates.announcement(event.reason, "the operator")
+            told = Event(rates.TOO_MANY, note, now, warning=True)
         try:
-            await client.create(EVENTS, _manifest(observed, event, reporter=reporter, now=now))
+            if told is not None:
+                await client.create(EVENTS, _manifest(observed, told, reporter=reporter, now=now))
         except AlreadyExists:
             continue
         except PgClusterError as error:
             log.info("the Event %s was not posted: %s", event.reason, error)
+        # Kubernetes drops Events after an hour; the log is what is kept, of each of them.
+        level = logging.WARNING if event.warning else logging.INFO
+        log.log(level, "event %s: %s", event.reason, event.note)
 
 
 def _manifest(observed: Observed, event: Event, *, reporter: str, now: str) -> Manifest:
@@ -183,7 +239,7 @@ def _manifest(observed: Observed, event: Event, *, reporter: str, now: str) -> M
         "eventTime": now,
         "type": "Warning" if event.warning else "Normal",
         "reason": event.reason[:128],
-        "note": _shortened(event.note),
+        "note": rates.shortened(event.note),
         "action": "Reconcile",
         "reportingController": f"{names.GROUP}/operator",
         "reportingInstance": reporter[:128],
@@ -195,10 +251,3 @@ def _manifest(observed: Observed, event: Event, *, reporter: str, now: str) -> M
             "uid": observed.uid,
         },
     }
-
-
-def _shortened(note: str) -> str:
-    encoded = note.encode()
-    if len(encoded) <= _NOTE_LIMIT:
-        return note
-    return encoded[: _NOTE_LIMIT - 3].decode(errors="ignore") + "…"

@@ -53,7 +53,7 @@ class Operator:
         self._elector = Elector(client, namespace=settings.namespace, identity=settings.identity)
         self._metrics.leader.set_function(lambda: float(self._elector.leads))
         self._health = Health(self._metrics.registry, self._progress, standing=self._standing)
-        self._nodes = NodeWatch(client, self._wake)
+        self._nodes = NodeWatch(client, self._wake, namespaces=settings.namespaces)
         self._reconcile = Reconciler(
             client,
             self._metrics,

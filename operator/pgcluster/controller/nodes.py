@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 from pgcluster.api import names
@@ -77,11 +77,17 @@ def _node(pod: Mapping[str, Any]) -> str | None:
 
 
 class NodeWatch:
-    """The nodes that are about to go; `wake` is called for each cluster with an instance there."""
+    """The nodes that are about to go; `wake` is called for each cluster with an instance there.
 
-    def __init__(self, client: KubeClient, wake: Callable[[Key], None]) -> None:
+    `namespaces` are those that are looked after; none for all.
+    """
+
+    def __init__(
+        self, client: KubeClient, wake: Callable[[Key], None], *, namespaces: Iterable[str] = ()
+    ) -> None:
         self._client = client
         self._wake = wake
+        self._namespaces = tuple(namespaces) or (None,)
         self.going: dict[str, str] = {}
 
     async def run(self) -> None:
@@ -121,12 +127,15 @@ class NodeWatch:
         self.going[name] = reason
         log.info("node %s %s", name, reason)
         selector = f"{names.LABEL_CLUSTER},{names.LABEL_COMPONENT}={names.COMPONENT_POSTGRES}"
-        try:
-            pods, _ = await self._client.list(PODS, labels=selector, fields=f"spec.nodeName={name}")
-        except ApiError as error:
-            # The next look at each cluster sees it, too.
-            log.info("the instances on node %s cannot be listed: %s", name, error)
-            return
-        for pod in pods:
-            metadata = pod["metadata"]
-            self._wake(Key(metadata["namespace"], metadata["labels"][names.LABEL_CLUSTER]))
+        for namespace in self._namespaces:
+            try:
+                pods, _ = await self._client.list(
+                    PODS, namespace, labels=selector, fields=f"spec.nodeName={name}"
+                )
+            except ApiError as error:
+                # The next look at each cluster sees it, too.
+                log.info("the instances on node %s cannot be listed: %s", name, error)
+                continue
+            for pod in pods:
+                metadata = pod["metadata"]
+                self._wake(Key(metadata["namespace"], metadata["labels"][names.LABEL_CLUSTER]))

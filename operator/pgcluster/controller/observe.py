@@ -10,10 +10,12 @@ from typing import Any, NamedTuple
 from pgcluster.api import names
 from pgcluster.api.reports import InstanceReport, PoolerReport
 from pgcluster.kube.client import KubeClient, Manifest
+from pgcluster.kube.errors import Forbidden
 from pgcluster.kube.resources import (
     CONFIG_MAPS,
     DEPLOYMENTS,
     LEASES,
+    NETWORK_POLICIES,
     PDBS,
     PGCLUSTERS,
     PODS,
@@ -36,11 +38,14 @@ CHILDREN = (
     DEPLOYMENTS,
     SERVICES,
     PDBS,
+    NETWORK_POLICIES,
     SERVICE_ACCOUNTS,
     ROLES,
     ROLE_BINDINGS,
     SECRETS,
 )
+# Without the right to these an operator does all but them: they came later than its Role may have.
+_OPTIONAL = frozenset({NETWORK_POLICIES})
 _BY_KIND = {resource.kind: resource for resource in CHILDREN}
 
 
@@ -87,7 +92,8 @@ class Observed:
     """One cluster's objects at about one moment."""
 
     cluster: Manifest
-    children: Mapping[tuple[str, str], Manifest] = field(default_factory=dict)  # (kind, name)
+    # By kind and name. Secrets are among them, so no representation shows them.
+    children: Mapping[tuple[str, str], Manifest] = field(default_factory=dict, repr=False)
     pods: tuple[InstancePod, ...] = ()
     pooler_pods: tuple[Manifest, ...] = ()
     pooler_reports: Mapping[str, PoolerReport] = field(default_factory=dict)
@@ -166,7 +172,12 @@ async def observe(client: KubeClient, key: Key) -> Observed | None:
                 if (secret := await client.get(SECRETS, name, key.namespace)) is not None:
                     children[resource.kind, name] = secret
             continue
-        items, _ = await client.list(resource, key.namespace, labels=selector)
+        try:
+            items, _ = await client.list(resource, key.namespace, labels=selector)
+        except Forbidden:
+            if resource not in _OPTIONAL:
+                raise
+            continue
         for item in items:
             # The items of a list do not say what they are.
             children[resource.kind, item["metadata"]["name"]] = {

@@ -49,7 +49,8 @@ def of_pod(pod: Mapping[str, Any]) -> Problem | None:
             return problem
     if status.get("phase") == "Failed":
         why = status.get("message") or status.get("reason") or "no reason given"
-        return Problem(name, conditions.CRASH_LOOP, f"pod {name} has failed: {why}")
+        told = f"pod {name} has failed: {why}; delete it, and it is made anew"
+        return Problem(name, conditions.CRASH_LOOP, told)
     return None
 
 
@@ -106,7 +107,8 @@ def _container(name: str, container: Mapping[str, Any]) -> Problem | None:
             name,
             conditions.CRASH_LOOP,
             f"container {container['name']} of pod {name} cannot be started:"
-            f" {waiting.get('message') or reason}",
+            f" {waiting.get('message') or reason}; make what it names available, or correct the"
+            " spec",
             blocks=True,
         )
     if reason == "CrashLoopBackOff":

@@ -39,6 +39,7 @@ from pgcluster.controller.storage import Storage
 from pgcluster.controller.tell import tell
 from pgcluster.kube.client import KubeClient, Manifest
 from pgcluster.kube.errors import Conflict, Forbidden, Invalid, NotFound
+from pgcluster.kube.events import EventRate
 from pgcluster.kube.resources import (
     CONFIG_MAPS,
     PODS,
@@ -92,6 +93,16 @@ class _Plans:
         )
 
 
+@dataclass(frozen=True, slots=True)
+class _Written:
+    """What writing came to: what waits (reason and message), and when to look again."""
+
+    pending: tuple[str, str] | None
+    again_s: float | None
+    # Whether an object was not as the spec asks for.
+    changed: bool
+
+
 class Reconciler:
     """Reconciles one cluster a call; keeps nothing that a restart could not lose."""
 
@@ -118,6 +129,7 @@ class Reconciler:
         self._wrong_since: dict[Key, tuple[str, float]] = {}
         # Since when no primary has been there to tell which poolers are silent.
         self._untold_since: dict[Key, float] = {}
+        self._event_rates: dict[Key, EventRate] = {}
 
     async def __call__(self, key: Key) -> Result | None:
         """Reconcile; None where the cluster is gone. RetryError and ApiError: to be tried again."""
@@ -132,7 +144,14 @@ class Reconciler:
         if cluster is not None:
             outcome, again_s = await self._bring_in_line(observed, cluster, blocked)
         settled = await tell(
-            self._client, self._metrics, observed, cluster, outcome, identity=self._identity
+            self._client,
+            self._metrics,
+            observed,
+            cluster,
+            outcome,
+            identity=self._identity,
+            rate=self._event_rates.setdefault(key, EventRate()),
+            now_s=self._clock(),
         )
         if outcome.blocked or not settled:
             again_s = _sooner(again_s, _UNSETTLED_S)
@@ -142,6 +161,7 @@ class Reconciler:
         """Drop what is kept for a cluster that is gone."""
         self._wrong_since.pop(key, None)
         self._untold_since.pop(key, None)
+        self._event_rates.pop(key, None)
         self._metrics.forget(*key)
 
     # --- writing ------------------------------------------------------------------------------
@@ -154,6 +174,7 @@ class Reconciler:
         plans: _Plans | None = None
         offered = issuers.Offered()
         again_s = None
+        applied = False
         acts = blocked is None and not cluster.spec.paused
         live_set = observed.child(STATEFUL_SETS, names.statefulset(cluster.name))
         wanted = shape.plan(observed, cluster, live_set, self._today())
@@ -170,8 +191,12 @@ class Reconciler:
                 if offered.issuer != certificates.OPERATOR:
                     again_s = _sooner(again_s, _FOLLOW_S)
             if plans is not None and acts:
-                pending, later_s = await self._write(observed, cluster, images, plans, offered)
-                again_s = _sooner(again_s, later_s)
+                written = await self._write(observed, cluster, images, plans, offered)
+                pending = written.pending
+                again_s = _sooner(again_s, written.again_s)
+                applied = written.changed and not _known(observed)
+                if applied:
+                    again_s = _sooner(again_s, _STEP_S)
             elif live_set is not None:
                 # Certificates expire, whoever keeps their hands off.
                 applier = Applier(self._client, observed)
@@ -179,9 +204,14 @@ class Reconciler:
         except BlockedError as error:
             blocked = (error.reason, str(error))
         except (Invalid, Forbidden) as error:
-            blocked = (conditions.API_REFUSED, f"the API server refuses an object: {error}")
+            blocked = (
+                conditions.API_REFUSED,
+                f"the API server refuses an object: {error}; correct the field that it names, or"
+                " give the operator the right",
+            )
         return (
             status.Outcome(
+                applied=applied,
                 image=images.postgres if images else None,
                 pgbouncer_image=images.pgbouncer if images else None,
                 blocked=blocked,
@@ -265,7 +295,7 @@ class Reconciler:
         images: render_cluster.Images,
         plans: _Plans,
         offered: issuers.Offered,
-    ) -> tuple[tuple[str, str] | None, float | None]:
+    ) -> _Written:
         applier = Applier(self._client, observed)
         wanted, step = plans.shape, plans.rolling.step
         live_set = observed.child(STATEFUL_SETS, names.statefulset(asked.name))
@@ -310,9 +340,10 @@ class Reconciler:
         await certificates.write(self._client, applier, issued)
         await certificates.publish(self._client, observed, cluster, issued.trust)
         refused = []
+        changed = False
         for manifest in manifests:
             try:
-                await applier.apply(manifest)
+                changed |= await applier.apply(manifest)
             except (Invalid, Forbidden) as error:
                 # One wrong field must not keep all the others from being brought in line.
                 refused.append(f"{manifest['kind']} {manifest['metadata']['name']}: {error}")
@@ -325,7 +356,9 @@ class Reconciler:
         await self._replace(observed, step, applier)
         if refused:
             raise BlockedError(
-                f"the API server refuses {'; '.join(refused)}", reason=conditions.API_REFUSED
+                f"the API server refuses {'; '.join(refused)}; correct what it names, or give the"
+                " operator the right",
+                reason=conditions.API_REFUSED,
             )
         if await storage.remake(stateful_set, live_set):
             again_s = _STEP_S
@@ -335,7 +368,7 @@ class Reconciler:
             again_s = _sooner(again_s, _STEP_S)
         if not isinstance(step, rollout.Nothing):
             again_s = _sooner(again_s, _ROLLING_S)
-        return wanted.pending or storage.pending, again_s
+        return _Written(wanted.pending or storage.pending, again_s, changed)
 
     async def _repair_pools(
         self, observed: Observed, cluster: PgCluster, applier: Applier, orders: Orders
@@ -396,6 +429,12 @@ class Reconciler:
 
 def _sooner(*moments_s: float | None) -> float | None:
     return min((moment_s for moment_s in moments_s if moment_s is not None), default=None)
+
+
+def _known(observed: Observed) -> bool:
+    """Whether the stored status is about the present spec."""
+    generation = observed.cluster["metadata"].get("generation")
+    return bool(status.known_status(observed).observed_generation == generation)
 
 
 def _version(manifest: Manifest) -> str:

@@ -9,10 +9,11 @@ import pydantic
 
 from pgcluster.api import conditions as c
 from pgcluster.api import names
-from pgcluster.api.models import Member, PgCluster, PgClusterStatus, Pooler
+from pgcluster.api.models import Member, PgCluster, PgClusterStatus, Pooler, settings_of
 from pgcluster.api.reports import PoolerReport
 from pgcluster.controller import (
     failovers,
+    forced,
     pools,
     problems,
     rollout,
@@ -32,6 +33,9 @@ class Outcome:
 
     image: str | None = None
     pgbouncer_image: str | None = None
+    # Whether objects were changed just now for a spec that the stored status is not about: what
+    # follows from that (a rolling change, poolers that reload) shows at the next look only.
+    applied: bool = False
     # Why the spec cannot be acted on: reason and message.
     blocked: tuple[str, str] | None = None
     # Things that wait for somebody, such as pods of an earlier template: reason and message.
@@ -111,6 +115,7 @@ def compute(
         last_switchover=known.last_switchover if changing is None else changing.record,
         switchover_request=known.switchover_request if changing is None else changing.handled,
         failovers=records,
+        forced_promotion=forced.follow(observed, cluster, known.forced_promotion, records, now=now),
         imported_at=_imported_at(observed) or known.imported_at,
     )
 
@@ -252,13 +257,20 @@ class _Situation:
     def conditions(self) -> tuple[Wanted, ...]:
         """All of them, in the order in which a person reads them."""
         ready, reason, message = self._readiness()
+        progressing, stalled = self._progressing(ready, reason, message), self._stalled()
         return (
             (c.READY, ready, reason, message),
-            self._progressing(ready, reason, message),
+            progressing,
             self._degraded(),
-            self._stalled(),
+            stalled,
+            *self._reconciling(progressing, stalled),
             *self._maintenance(),
         )
+
+    def _reconciling(self, progressing: Wanted, stalled: Wanted) -> tuple[Wanted, ...]:
+        """Progressing under the name that kstatus looks for."""
+        _, under_way, reason, message = progressing
+        return ((c.RECONCILING, True, reason, message),) if under_way and not stalled[1] else ()
 
     def _maintenance(self) -> tuple[Wanted, ...]:
         entries = self.cluster.spec.maintenance if self.cluster else ()
@@ -291,6 +303,8 @@ class _Situation:
             return c.PROGRESSING, *rolling
         if ready and (pooling := pools.under_way(self.observed)):
             return c.PROGRESSING, True, *pooling
+        if ready and (applying := self._applying()):
+            return c.PROGRESSING, True, *applying
         if self._stalled()[1]:
             return c.PROGRESSING, False, c.SETTLED, "nothing is under way"
         if not ready:
@@ -298,6 +312,22 @@ class _Situation:
         if (refused := self._refused_switchover()) is not None:
             return c.PROGRESSING, False, *refused
         return c.PROGRESSING, False, c.SETTLED, "nothing is under way"
+
+    def _applying(self) -> Told | None:
+        """What of the spec has been written and has not had its effect yet; None where all has."""
+        if self.cluster is None or self.outcome.asleep is not None:
+            return None
+        wanted = settings_of(self.cluster)
+        late = [
+            pod.name
+            for pod in self.observed.pods
+            if pod.ready and pod.report is not None and pod.report.settings not in (None, wanted)
+        ]
+        if late:
+            return c.APPLYING, f"{', '.join(late)} has not loaded spec.postgres.parameters yet"
+        if self.outcome.applied:
+            return c.APPLYING, "the change of the spec is written; what follows from it begins"
+        return None
 
     def _switching_over(self) -> tuple[bool, str, str] | None:
         """What a switchover does or waits for; None where there is none."""

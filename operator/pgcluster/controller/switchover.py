@@ -21,10 +21,10 @@ from pgcluster.api.models import PgCluster, PgClusterStatus, SwitchoverRecord
 from pgcluster.api.reports import HandoverReport
 from pgcluster.api.times import time_of
 from pgcluster.controller import orders
+from pgcluster.controller.asking import manager_of
 from pgcluster.controller.observe import InstancePod, Observed
 from pgcluster.controller.wishes import Wish
 
-ANY = "any"
 _CAUSES = ("request", "scale", "node", "maintenance", "rollout")
 # Within this an order is seen, or never. One that the primary says it carries out has bounds of its
 # own: a rehearsal, checkpoints of minutes, the pause.
@@ -149,12 +149,8 @@ def requested(cluster: PgCluster) -> str | None:
 
 def asked_by(cluster: PgCluster) -> str | None:
     """Field manager that wrote the annotation: the one trace that the API keeps of who asked."""
-    field = f"f:{names.ANNOTATION_SWITCHOVER}"
-    for entry in cluster.metadata.get("managedFields") or ():
-        fields = (entry.get("fieldsV1") or {}).get("f:metadata") or {}
-        if field in (fields.get("f:annotations") or {}):
-            return str(entry.get("manager") or "") or None
-    return None
+    path = ("metadata", "annotations", names.ANNOTATION_SWITCHOVER)
+    return manager_of(cluster.metadata, *path)
 
 
 # --- what became of it ------------------------------------------------------------------------
@@ -236,8 +232,8 @@ def _begin_request(
             observed,
             wish,
             f"the value of annotation {names.ANNOTATION_SWITCHOVER} must be the name of an"
-            f" instance or `{ANY}`, then perhaps a colon and a text that makes it new, such as"
-            f" {names.pod(cluster.name, 1)}:monday",
+            f" instance or `{names.ANY}`, then perhaps a colon and a text that makes it new, such"
+            f" as {names.pod(cluster.name, 1)}:monday",
             now,
             by,
         )
@@ -252,7 +248,7 @@ def _begin_request(
         "request",
         asked,
         wish.reason,
-        target=None if target == ANY else target,
+        target=None if target == names.ANY else target,
         avoid=_parting(observed, cluster),
     )
     return _begin(observed, wish, now, by=by, going=going)

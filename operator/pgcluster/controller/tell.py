@@ -13,6 +13,7 @@ from pgcluster.controller.metrics import Metrics
 from pgcluster.controller.observe import Observed
 from pgcluster.kube.client import KubeClient
 from pgcluster.kube.errors import Conflict, NotFound
+from pgcluster.kube.events import EventRate
 from pgcluster.kube.resources import PGCLUSTERS
 
 log = logging.getLogger(__name__)
@@ -28,6 +29,8 @@ async def tell(
     outcome: status.Outcome,
     *,
     identity: str,
+    rate: EventRate,
+    now_s: float,
 ) -> bool:
     """Write the status where it differs; True where the cluster is as it should be.
 
@@ -52,6 +55,8 @@ async def tell(
         client,
         observed,
         events.between(before, after),
+        rate=rate,
+        now_s=now_s,
         reporter=identity,
         now=now.strftime("%Y-%m-%dT%H:%M:%S.%fZ"),
     )

@@ -72,13 +72,14 @@ def _promises(reports: Mapping[str, InstanceReport]) -> Iterable[Finding]:
             yield Finding(
                 conditions.SYNCHRONOUS_MISSING,
                 f"{report.synchronous_missing} of the standbys that commits should wait for do not"
-                f" stream; they wait for {waits}",
+                f" stream; they wait for {waits}: bring the standbys back, or add instances",
             )
         if report.failsafe:
             yield Finding(
                 conditions.FAILSAFE,
                 f"{report.pod} cannot renew its Lease at the API server, and goes on by the word of"
-                " all other instances; no failover is possible meanwhile",
+                " all other instances; no failover is possible meanwhile: mend the way from its"
+                " node to the API server",
             )
 
 

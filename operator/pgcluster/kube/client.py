@@ -17,6 +17,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal, Self
 
 import aiohttp
+from multidict import CIMultiDict
 
 from pgcluster.kube import credentials, errors
 from pgcluster.kube.credentials import Credentials
@@ -269,10 +270,12 @@ class KubeClient:
 
     # --- transport ----------------------------------------------------------------------------
 
-    async def _headers(self) -> dict[str, str]:
+    async def _headers(self) -> CIMultiDict[str]:
         authorization = await self._identity.authorization()
-        headers = {"Accept": "application/json"}
-        return headers | ({"Authorization": authorization} if authorization else {})
+        headers = CIMultiDict([("Accept", "application/json"), *self._identity.headers])
+        if authorization:
+            headers["Authorization"] = authorization
+        return headers
 
     async def _request(
         self,

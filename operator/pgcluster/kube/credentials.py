@@ -29,6 +29,8 @@ class Credentials:
     host: str
     tls: ssl.SSLContext | None
     authorization: Callable[[], Awaitable[str | None]]
+    # Beside it in each request: for whom it is done, where not for ourselves.
+    headers: tuple[tuple[str, str], ...] = ()
 
 
 def in_pod() -> bool:
@@ -54,6 +56,14 @@ def of_pod(directory: Path = _SERVICE_ACCOUNT) -> Credentials:
         raise FatalError(f"the pod has no ServiceAccount token: {error}") from error
     address = f"[{host}]" if ":" in host else host
     return Credentials(f"https://{address}:{port}", tls, authorization)
+
+
+def namespace_of_pod(directory: Path = _SERVICE_ACCOUNT) -> str:
+    """The namespace that the pod runs in; FatalError where it has no ServiceAccount."""
+    try:
+        return (directory / "namespace").read_text().strip()
+    except OSError as error:
+        raise FatalError(f"the pod has no ServiceAccount: {error}") from error
 
 
 async def of_kubeconfig(path: str | None = None, context: str | None = None) -> Credentials:

@@ -12,7 +12,7 @@ import os
 import ssl
 import tempfile
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -43,7 +43,7 @@ class Plain:
 
     host: str
     tls: ssl.SSLContext
-    token: str | None
+    token: str | None = field(repr=False)
     namespace: str
 
 
@@ -57,6 +57,19 @@ def read(path: str | None = None, context: str | None = None) -> Plain | None:
         return _plain(yaml.safe_load(file.read_text()), file.parent, context)
     except (*_WRONG, yaml.YAMLError):
         return None
+
+
+def contexts(path: str | None = None) -> tuple[str, ...]:
+    """Names of the contexts of one kubeconfig or of several; those that can be read."""
+    given = path or os.environ.get("KUBECONFIG") or str(Path.home() / ".kube" / "config")
+    found: dict[str, None] = {}
+    for each in given.split(os.pathsep):
+        try:
+            document = yaml.safe_load(Path(each).read_text())
+            found |= dict.fromkeys(str(entry["name"]) for entry in document["contexts"])
+        except (*_WRONG, yaml.YAMLError):
+            continue
+    return tuple(found)
 
 
 def _plain(document: Mapping[str, Any], folder: Path, context: str | None) -> Plain | None:

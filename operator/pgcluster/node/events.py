@@ -1,7 +1,8 @@
 """repmgr's events, each turned into a Kubernetes Event on the PgCluster and a metric.
 
 They are hints: nothing is decided from one. Some repeat every second for ever (a standby whose
-replay is stuck emits standby_recovery), so equal ones within a while are counted, not posted.
+replay is stuck emits standby_recovery), so equal ones within a while are counted, not posted; and
+of those that differ only so many (kube/events.py).
 """
 
 from __future__ import annotations
@@ -13,11 +14,13 @@ from typing import Any
 
 from prometheus_client import CollectorRegistry, Counter
 
-from pgcluster.api import names
+from pgcluster.api import names, reasons
 from pgcluster.api.config import ClusterConfig
 from pgcluster.api.errors import PgClusterError
 from pgcluster.clock import monotonic_s, utc_now
+from pgcluster.kube import events as rates
 from pgcluster.kube.client import KubeClient
+from pgcluster.kube.events import EventRate
 from pgcluster.kube.resources import EVENTS
 
 log = logging.getLogger(__name__)
@@ -34,6 +37,7 @@ class Events:
         self._me = me
         self._queue: asyncio.Queue[tuple[ClusterConfig, str, str, bool]] = asyncio.Queue(_QUEUE)
         self._posted: dict[tuple[str, str], float] = {}
+        self._rate = EventRate()
         self._counter = Counter(
             "pgcluster_repmgr_events",
             "Events that repmgr or repmgrd of this instance has emitted",
@@ -44,7 +48,7 @@ class Events:
     def repmgr(self, config: ClusterConfig, *, event: str, success: bool) -> None:
         """Take note of one event of repmgr."""
         self._counter.labels(event=event, success=str(success).lower()).inc()
-        reason = "".join(part.capitalize() for part in event.split("_"))
+        reason = reasons.of_repmgr(event)
         outcome = "" if success else " (failed)"
         self.post(config, reason, f"repmgr on {self._me}: {event}{outcome}", normal=success)
 
@@ -55,6 +59,15 @@ class Events:
             return
         self._posted = {key: at for key, at in self._posted.items() if now_s - at < _SAME_WITHIN_S}
         self._posted[(reason, note)] = now_s
+        admitted = self._rate.admit(reason, now_s)
+        if admitted.post:
+            self._put(config, reason, rates.counted(note, admitted.dropped), normal)
+            return
+        log.info("an Event was not posted: %s", note)
+        if admitted.announce:
+            self._put(config, rates.TOO_MANY, rates.announcement(reason, self._me), False)
+
+    def _put(self, config: ClusterConfig, reason: str, note: str, normal: bool) -> None:
         try:
             self._queue.put_nowait((config, reason, note, normal))
         except asyncio.QueueFull:
@@ -82,7 +95,7 @@ class Events:
             "eventTime": utc_now(),
             "type": "Normal" if normal else "Warning",
             "reason": reason[:128],
-            "note": note[:1024],
+            "note": rates.shortened(note),
             "action": "Repmgr",
             "reportingController": f"{names.GROUP}/node-agent",
             "reportingInstance": self._me,

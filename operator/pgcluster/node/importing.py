@@ -142,6 +142,8 @@ class Importing:
         self._post = post
         self._folder = folder
         self._ca_file = ca_file
+        # In memory, like the authority's certificate, and only while a program reads it.
+        self._passfile = ca_file.with_name("import.pgpass")
         self._task: asyncio.Task[None] | None = None
         self._sweeping: asyncio.Task[None] | None = None
         self._attempt: ImportConfig | None = None  # what the last or present attempt is about
@@ -336,7 +338,12 @@ class Importing:
             return f"{which}: gathering statistics"
 
         step = dump(bindir, there.conninfo(database), files, wanted)
-        await self._program(step, database, dumped, there.environment())
+        write_atomically(self._passfile, there.passfile())
+        try:
+            environment = {**os.environ, "PGPASSFILE": str(self._passfile)}
+            await self._program(step, database, dumped, environment)
+        finally:
+            self._passfile.unlink(missing_ok=True)
         await self._program(restore(bindir, here, files, wanted.jobs), database, restored)
         await self._program(analyze(bindir, here, wanted.jobs), database, analyzed)
 

@@ -46,6 +46,17 @@ FROM pg_is_in_recovery() AS r, pg_control_checkpoint() AS t, pg_control_recovery
 """
 
 
+# Settings under which no statement of a session gets into the server's log, whatever the spec's
+# parameters say: for statements with password verifiers, which are worth guessing at.
+QUIET: Mapping[str, str] = {
+    "log_min_duration_sample": "-1",
+    "log_min_duration_statement": "-1",
+    "log_min_error_statement": "panic",
+    "log_statement": "none",
+    "log_transaction_sample_rate": "0",
+}
+
+
 @dataclass(frozen=True, slots=True)
 class Observation:
     """The local server at one moment.

@@ -15,7 +15,7 @@ from psycopg import sql
 from pgcluster.api import names
 from pgcluster.api.config import DatabaseConfig, UserConfig
 from pgcluster.postgres import scram
-from pgcluster.postgres.local import socket_conninfo
+from pgcluster.postgres.local import QUIET, socket_conninfo
 
 log = logging.getLogger(__name__)
 
@@ -97,11 +97,12 @@ async def ensure_declared(
 
 
 async def _connect(database: str) -> Connection:
+    quiet = " ".join(f"-c {name}={value}" for name, value in QUIET.items())
     return await psycopg.AsyncConnection.connect(
         socket_conninfo(database),
         autocommit=True,
         # With synchronous replication and no standby yet these must not wait for one.
-        options="-c synchronous_commit=local -c log_statement=none -c statement_timeout=30s",
+        options=f"-c synchronous_commit=local -c statement_timeout=30s {quiet}",
     )
 
 

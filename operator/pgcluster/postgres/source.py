@@ -7,7 +7,6 @@ Sources: PostgreSQL, pg_dumpall.c, dumputils.c (makeAlterConfigCommand), catalog
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, LiteralString
@@ -41,7 +40,7 @@ _DATABASE_PRIVILEGES = ("CONNECT", "CREATE", "TEMPORARY")
 
 @dataclass(frozen=True, slots=True)
 class Source:
-    """How to reach it. The password is in no argument and no connection string."""
+    """How to reach it. The password is in no argument, environment or connection string."""
 
     host: str
     port: int
@@ -64,9 +63,13 @@ class Source:
             **more,
         )
 
-    def environment(self) -> dict[str, str]:
-        """The environment of a program that connects by it; other users cannot read that."""
-        return {**os.environ, "PGPASSWORD": self.password}
+    def passfile(self) -> str:
+        """libpq's password file for a program that connects by it.
+
+        Not PGPASSWORD: an environment is inherited, and shown by /proc and in dumps of a process.
+        """
+        escaped = self.password.replace("\\", "\\\\").replace(":", "\\:")
+        return f"*:*:*:*:{escaped}\n"
 
     async def connect(self, database: str) -> psycopg.AsyncConnection[dict[str, Any]]:
         """Connect; psycopg.Error where that is refused."""
@@ -89,7 +92,7 @@ class Role:
     bypass_rls: bool = False
     connection_limit: int = -1
     valid_until: str | None = None
-    password: str | None = None
+    password: str | None = field(default=None, repr=False)
     comment: str | None = None
 
 

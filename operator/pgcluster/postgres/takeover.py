@@ -45,8 +45,8 @@ async def connect(database: str = "postgres") -> Connection:
     connection = await psycopg.AsyncConnection.connect(
         local.socket_conninfo(database), autocommit=True, row_factory=dict_row
     )
-    await connection.execute("SET log_statement = 'none'")
-    await connection.execute("SET log_min_error_statement = 'panic'")
+    for name, value in local.QUIET.items():
+        await connection.execute("SELECT set_config(%s, %s, false)", (name, value))
     return connection
 
 

@@ -10,6 +10,7 @@ from pgcluster.render.config import config_maps
 from pgcluster.render.deployment import deployment
 from pgcluster.render.disruption import budgets
 from pgcluster.render.metadata import Manifest
+from pgcluster.render.network import network_policies
 from pgcluster.render.rbac import rbac
 from pgcluster.render.services import services
 from pgcluster.render.statefulset import statefulset
@@ -39,6 +40,8 @@ def manifests(
         *config_maps(cluster, system_identifier=system_identifier, orders=orders),
         *services(cluster),
         *budgets(cluster),
+        # Before the pods that they protect.
+        *network_policies(cluster),
         statefulset(cluster, image=images.postgres),
     ]
     if cluster.spec.pgbouncer.instances > 0:

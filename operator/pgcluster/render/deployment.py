@@ -56,6 +56,7 @@ def deployment(cluster: PgCluster, *, image: str) -> Manifest:
                         pods.token_volume(),
                     ],
                     **pods.scheduling(cluster, names.COMPONENT_PGBOUNCER),
+                    **pods.pull_secrets(cluster),
                 },
             },
         },

@@ -198,6 +198,9 @@ def encryption(config: TlsConfig) -> dict[str, str]:
     if config.clients != "disable":
         older = "tlsv1.2," if config.min_version == "1.2" else ""
         made |= {
+            # Clients are asked for no certificate; pgbouncer reads a file of authorities all the
+            # same, by default the system's, which our image has not.
+            "client_tls_ca_file": names.PGBOUNCER_SERVER_CA,
             "client_tls_cert_file": names.PGBOUNCER_PEM,
             "client_tls_key_file": names.PGBOUNCER_PEM,
             "client_tls_protocols": f"{older}tlsv1.3",

@@ -92,6 +92,12 @@ def scheduling(cluster: PgCluster, component: str) -> Manifest:
     return made
 
 
+def pull_secrets(cluster: PgCluster) -> Manifest:
+    """With what the images may be pulled."""
+    found = [{"name": each.name} for each in cluster.spec.image_pull_secrets]
+    return {"imagePullSecrets": found} if found else {}
+
+
 def token_volume() -> Manifest:
     """The ServiceAccount's token, for the one container that talks to the API."""
     return {

@@ -220,8 +220,9 @@ def pg_hba_conf(config: ClusterConfig) -> str:
     """`pg_hba.conf`: the agent by peer, the other instances by certificate, everybody else by SCRAM
     under TLS, and nobody by trust.
 
-    The superuser `postgres` has no password and logs in over the local socket only. The first
-    line that fits decides, so the user's lines cannot open what stands above them.
+    The superuser `postgres` has no password and logs in over the local socket only, unless the spec
+    says that more is meant (`hba_superuser`). The first line that fits decides, so the user's other
+    lines cannot open what stands above them.
     """
     repmgr = names.ROLE_REPMGR
     network, instances = ("hostssl", "cert") if config.tls_enforced else ("host", "scram-sha-256")
@@ -230,6 +231,7 @@ def pg_hba_conf(config: ClusterConfig) -> str:
         "local all postgres peer",
         f"local all {repmgr} scram-sha-256",
         f"local replication {repmgr} scram-sha-256",
+        *config.hba_superuser,
         "host all postgres all reject",
         f"{network} {names.DB_REPMGR} {repmgr} all {instances}",
         f"{network} postgres {repmgr} all {instances}",

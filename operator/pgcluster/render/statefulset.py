@@ -94,6 +94,7 @@ def _pod(cluster: PgCluster, image: str) -> Manifest:
             pods.token_volume(),
         ],
         **pods.scheduling(cluster, names.COMPONENT_POSTGRES),
+        **pods.pull_secrets(cluster),
     }
 
 

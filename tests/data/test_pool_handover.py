@@ -9,7 +9,7 @@ from collections.abc import AsyncIterator
 
 import psycopg
 
-from tests.data.pool import Pool
+from tests.data.pool import Pool, Writers
 from tests.data.servers import Postgres, eventually
 from tests.data.test_pooler import off_loop, running, writing
 
@@ -78,6 +78,19 @@ async def logging_in(pool: Pool, *databases: str) -> AsyncIterator[list[str]]:
         await asyncio.wait_for(asyncio.gather(*tasks), 30)
 
 
+def unharmed(pool: Pool, writers: Writers, told: list[str]) -> None:
+    """Nobody who is connected got an error.
+
+    Whoever logs in may hear of the last login of a server that failed, until the next one succeeds:
+    pgbouncer tells that where a pool has no server. 1.18, of Debian 12, closes all servers that it
+    reaches by TLS at each RELOAD, so that it tells others, too.
+    """
+    if pool.version >= (1, 21):
+        assert not writers.errors, writers.errors
+    texts = [*told, *(text for _, text in writers.errors)]
+    assert not [text for text in texts if "server login has been failing" not in text], texts
+
+
 async def test_a_planned_hand_over_gives_nobody_an_error(
     pool: Pool, primary: Postgres, standby: Postgres
 ) -> None:
@@ -130,12 +143,7 @@ async def test_a_planned_hand_over_gives_nobody_an_error(
         f"announced->acknowledged={1000 * (acknowledged - began):.0f}ms"
         f" section->first write={1000 * (first - named):.0f}ms gap={writers.gap_s():.3f}s"
     )
-    if pool.version >= (1, 21):
-        # 1.18, of Debian 12, closes all servers that it reaches by TLS at each RELOAD; whoever asks
-        # before the next one is there hears of the last login that failed.
-        assert not writers.errors, writers.errors
-    assert all("server login has been failing" in text for _, text in writers.errors)
-    assert not told, told
+    unharmed(pool, writers, told)
     assert acknowledged - began < 0.5
     assert first - named < 0.5
     assert [word for word in pool.commands() if word != "RELOAD"][:2] == ["PAUSE", "RESUME"]
@@ -165,8 +173,7 @@ async def test_a_hand_over_that_is_given_up_lets_clients_go_on(
                 )
             )
     seen.close()
-    assert not writers.errors, writers.errors
-    assert not told, told
+    unharmed(pool, writers, told)
     assert writers.gap_s() < 1.0
 
 

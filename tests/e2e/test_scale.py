@@ -16,7 +16,7 @@ from tests.e2e.waiting import eventually
 pytestmark = pytest.mark.disturbs("all")
 
 # What a change of size may cost a writer, and what a hand-over may.
-NO_GAP_S = 0.5
+NO_GAP_S = 2.0
 HANDOVER_S = 3.0
 
 
